@@ -1,0 +1,82 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::cell::Cell;
+
+#[derive(Debug, Parser)]
+#[command(about, args_conflicts_with_subcommands = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) rpc: RpcArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Measure the memory of an idle connection instead of the CPU of a request
+    Idle(IdleArgs),
+    /// Be the server process of one contestant (started by the other commands)
+    #[command(hide = true)]
+    Server {
+        name: String,
+        #[arg(long, default_value_t = 0)]
+        core: usize,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RpcArgs {
+    /// Contestants to run, comma separated [default: all]
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
+    /// Cells to measure, PAYLOADxDEPTHxCONNECTIONS, comma separated [default: all twelve]
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) cells: Vec<Cell>,
+    /// Windows per contestant and cell
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Length of a window; its first third is thrown away
+    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) window_ms: u64,
+    /// Contestant the ratios are taken against
+    #[arg(long, default_value = "tokio")]
+    pub(crate) baseline: String,
+    /// Also write the figures, with every single round, to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) cores: Cores,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct IdleArgs {
+    /// Contestants to run, comma separated [default: all]
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
+    /// Idle connections per contestant; both processes need as many file descriptors
+    #[arg(long, default_value_t = 8000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) connections: u32,
+    /// Server processes measured per contestant
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Also write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) cores: Cores,
+}
+
+/// Where the two processes run. They must not share a core, or each measures the other.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Cores {
+    /// Core of the server processes
+    #[arg(long, default_value_t = 0, value_name = "CORE")]
+    pub(crate) server_core: usize,
+    /// Core of the load generator
+    #[arg(long, default_value_t = 1, value_name = "CORE")]
+    pub(crate) client_core: usize,
+}

@@ -1,0 +1,138 @@
+//! The contestants, one file each, and the table of them.
+//!
+//! All run on one thread, on a listener bound by the caller, set `TCP_NODELAY`, and answer in order.
+
+mod bare;
+mod epoll;
+mod framed;
+mod framed_feed;
+mod framed_timeout;
+#[cfg(feature = "ours")]
+mod ours;
+mod tokio_lazy;
+mod tokio_plain;
+
+use std::future::Future;
+use std::io;
+use std::net;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Every server there is, in the order of the tables. To add one: a file, and a line here.
+pub(crate) const TABLE: &[Contestant] = &[
+    Contestant::new("epoll", epoll::serve),
+    Contestant::new("tokio", |l| on_tokio(l, tokio_plain::serve)),
+    Contestant::new("tokio_lazy", |l| on_tokio(l, tokio_lazy::serve)),
+    Contestant::new("framed_feed", |l| on_tokio(l, framed_feed::serve)),
+    Contestant::new("framed", |l| on_tokio(l, framed::serve)),
+    Contestant::new("framed_timeout", |l| on_tokio(l, framed_timeout::serve)),
+    #[cfg(feature = "ours")]
+    Contestant::new("ours", |l| on_tokio(l, ours::serve)),
+    Contestant::new("bare", |l| on_tokio(l, bare::serve)).idle_only(),
+];
+
+/// A server to be measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Contestant {
+    pub(crate) name: &'static str,
+    /// Serves for ever; comes back only with an error.
+    pub(crate) serve: fn(net::TcpListener) -> Result<()>,
+    /// Whether it speaks the whole protocol, or only enough of it to hold an idle connection.
+    speaks_rpc: bool,
+}
+
+impl Contestant {
+    const fn new(name: &'static str, serve: fn(net::TcpListener) -> Result<()>) -> Self {
+        Self {
+            name,
+            serve,
+            speaks_rpc: true,
+        }
+    }
+
+    const fn idle_only(mut self) -> Self {
+        self.speaks_rpc = false;
+        self
+    }
+}
+
+/// How long a peer may stall before a contestant with deadlines gives it up. Never reached here.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+pub(crate) fn find(name: &str) -> Result<&'static Contestant> {
+    let known = || {
+        TABLE
+            .iter()
+            .map(|c| c.name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    TABLE
+        .iter()
+        .find(|contestant| contestant.name == name)
+        .with_context(|| format!("no contestant `{name}`; there are: {}", known()))
+}
+
+/// The contestants for the RPC cells: those named, or all that can run them.
+pub(crate) fn for_rpc(only: &[String]) -> Result<Vec<&'static Contestant>> {
+    let chosen = for_idle(only)?;
+    if only.is_empty() {
+        return Ok(chosen
+            .into_iter()
+            .filter(|c| c.speaks_rpc)
+            .collect());
+    }
+    if let Some(mute) = chosen.iter().find(|c| !c.speaks_rpc) {
+        bail!("`{}` takes part in `idle` only", mute.name);
+    }
+    Ok(chosen)
+}
+
+/// The contestants for the memory of idle connections: those named, or all.
+pub(crate) fn for_idle(only: &[String]) -> Result<Vec<&'static Contestant>> {
+    if only.is_empty() {
+        return Ok(TABLE.iter().collect());
+    }
+    only.iter()
+        .map(|name| find(name))
+        .collect()
+}
+
+/// Runs an async server on a current-thread runtime.
+fn on_tokio<F>(listener: net::TcpListener, serve: impl FnOnce(TcpListener) -> F) -> Result<()>
+where
+    F: Future<Output = ()>,
+{
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        serve(TcpListener::from_std(listener)?).await;
+        Ok(())
+    })
+}
+
+/// The accept loop of the hand-written async servers: a task for each connection.
+async fn accept_each<F>(listener: TcpListener, connection: impl Fn(TcpStream) -> F)
+where
+    F: Future<Output = io::Result<()>> + Send + 'static,
+{
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                eprintln!("accept: {error}");
+                return;
+            }
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            eprintln!("TCP_NODELAY: {error}");
+            return;
+        }
+        // A connection that fails is closed, and the client says so.
+        tokio::spawn(connection(stream));
+    }
+}

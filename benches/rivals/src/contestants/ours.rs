@@ -1,0 +1,36 @@
+//! `ours`: tower-net, with all the protection it gives switched on.
+//!
+//! Metering, tracing, a connection limit, first-byte, idle and write-stall deadlines, capped frames, pipelining,
+//! request, handler and reply deadlines, and a server that drains.
+
+use std::{io, time::Duration};
+
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tower::ServiceBuilder;
+use tower_net::{
+    Server,
+    deadline::DeadlineLayer,
+    frame::{FrameLayer, Framing, LengthDelimited, Request},
+    limit::ConnectionLimitLayer,
+    listen::Tcp,
+    meter::MeterLayer,
+    trace::TraceLayer,
+};
+
+pub(super) async fn serve(listener: TcpListener) {
+    let framing = Framing::default()
+        .pipelined(64)
+        .request_deadline(Duration::from_secs(30));
+    let stack = ServiceBuilder::new()
+        .layer(MeterLayer::new("echo"))
+        .layer(TraceLayer::new())
+        .layer(ConnectionLimitLayer::new(10_000).expect("not zero"))
+        .layer(DeadlineLayer::default())
+        .layer(FrameLayer::with_framing(LengthDelimited::max_frame(1 << 20), framing).expect("not zero"))
+        .service_fn(async |request: Request<Bytes>| Ok::<_, io::Error>(request.into_message()));
+    let nodelay = socket2::SockRef::from(&listener).set_tcp_nodelay(true);
+    nodelay.expect("a TCP socket");
+    let served = Server::new(Tcp::from(listener)).serve(stack).await;
+    served.expect("a runtime with timers");
+}

@@ -1,0 +1,39 @@
+//! RPC echo benchmark: one protocol, one load generator, several servers ("contestants"), one run.
+//!
+//! The binary plays both parts. As the parent it generates load on one core; for each contestant
+//! it starts itself again as `rivals server <name>` on another core, and reads that process's CPU
+//! clock. See the README for how to run it and how to read what it prints.
+
+mod args;
+mod cell;
+mod client;
+mod contestants;
+mod cpu;
+mod idle;
+mod report;
+mod rpc;
+mod server;
+mod stats;
+mod wire;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    match cli.command {
+        Some(Command::Server { name, core }) => server::run(&name, core),
+        Some(Command::Idle(args)) => {
+            cpu::allow_many_files()?;
+            cpu::pin(args.cores.client_core)?;
+            idle::run(&args)
+        }
+        None => {
+            cpu::allow_many_files()?;
+            cpu::pin(cli.rpc.cores.client_core)?;
+            rpc::run(&cli.rpc)
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Every contestant answers right, in tiny windows. No figure is looked at.
+
+use std::process::Command;
+
+fn rivals(args: &[&str]) -> (bool, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_rivals"))
+        .args(args)
+        .output()
+        .expect("runs");
+    let text = [output.stdout, output.stderr].concat();
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
+}
+
+#[test]
+fn all_contestants_echo_under_load() {
+    let cells = "8x3x2,64x64x3,4096x64x2,100000x4x2";
+    let (ok, text) = rivals(&["--rounds", "2", "--window-ms", "60", "--cells", cells]);
+    assert!(ok, "{text}");
+    assert_eq!(text.matches("framed_timeout").count(), 4, "{text}");
+}
+
+#[test]
+fn all_contestants_hold_idle_connections() {
+    let (ok, text) = rivals(&["idle", "--connections", "50", "--rounds", "1"]);
+    assert!(ok, "{text}");
+    assert!(text.contains("bare"), "{text}");
+}
+
+#[test]
+fn an_unknown_contestant_is_refused_with_the_known_ones() {
+    let (ok, text) = rivals(&["--only", "nobody"]);
+    assert!(!ok && text.contains("tokio_lazy"), "{text}");
+}

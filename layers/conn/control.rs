@@ -1,0 +1,139 @@
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use crate::conn::{CloseReason, ConnInfo, Deadline, deadline::Ambient, waits::NEVER};
+
+/// The handle to the running connection, for the handler that needs more than the defaults give it.
+impl ConnInfo {
+    /// Gives the request being handled this much more time.
+    ///
+    /// Called from a handler, it moves that request's own handler deadline. Called from elsewhere, it moves
+    /// the request, handler and reply deadlines that are running on the connection now.
+    pub fn extend(&self, by: Duration) {
+        if Ambient::extend(by) {
+            return;
+        }
+        self.waits.request_by.extend(by);
+        self.waits.handler_by.extend(by);
+        self.waits.reply_by.extend(by);
+        self.ending.wake();
+    }
+
+    /// Stops every deadline of the connection but its maximum age, until the returned guard is dropped.
+    ///
+    /// For a handler that streams, or hands the stream to something with deadlines of its own.
+    #[must_use = "the deadlines run again as soon as the guard is dropped"]
+    pub fn suspend(self: &Arc<Self>) -> Suspended {
+        self.waits
+            .suspended
+            .fetch_add(1, Ordering::Relaxed);
+        Suspended {
+            info: Arc::clone(self),
+        }
+    }
+
+    /// Ends the connection, in order, once the reply to the present request is written.
+    ///
+    /// A framed connection does this by itself; a raw service sees it as the notice to leave.
+    pub fn close_after_reply(&self) {
+        self.ending
+            .tell_to_leave(CloseReason::Served);
+    }
+
+    /// Whether the connection has been told to leave when it can: the server drains, or its age is reached.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.ending.leaving().is_some()
+    }
+
+    /// Waits until the connection is told to leave, and says why.
+    ///
+    /// A framed connection does this by itself. A raw service selects on it beside its reads, finishes what
+    /// it has begun and returns; one that does not is cut when the drain's time is up.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the notice stays given.
+    pub async fn told_to_leave(&self) -> CloseReason {
+        let reason = self.ending.told_to_leave().await;
+        // Whoever asked is about to comply; a reason found by other means still comes first.
+        self.ending.give(reason);
+        reason
+    }
+
+    /// Lets every read that is not done by `deadline` fail with [`io::ErrorKind::TimedOut`], as in Go.
+    ///
+    /// It holds until it is set again; [`Deadline::NEVER`] lifts it. Kept by the stream of
+    /// [`DeadlineLayer`](crate::deadline::DeadlineLayer); without that layer it does nothing.
+    ///
+    /// [`io::ErrorKind::TimedOut`]: std::io::ErrorKind::TimedOut
+    pub fn set_read_deadline(&self, deadline: Deadline) {
+        self.waits.read_late.set(false);
+        self.waits
+            .read_by
+            .set(self.stamp_of(deadline));
+        self.ending.wake();
+    }
+
+    /// Lets every write that is not done by `deadline` fail, as [`set_read_deadline`](Self::set_read_deadline)
+    /// does for reads.
+    pub fn set_write_deadline(&self, deadline: Deadline) {
+        self.waits.write_late.set(false);
+        self.waits
+            .write_by
+            .set(self.stamp_of(deadline));
+        self.ending.wake();
+    }
+
+    /// Ends the connection now, with `reason`, whatever it is doing.
+    ///
+    /// Kept by [`Server`](crate::Server) and by the stream of
+    /// [`DeadlineLayer`](crate::deadline::DeadlineLayer).
+    pub fn cut(&self, reason: CloseReason) {
+        self.ending.cut(reason);
+        self.waits.reader.wake();
+        self.waits.writer.wake();
+    }
+
+    /// What it is doing, in a word, for reports.
+    pub(crate) fn phase(&self) -> &'static str {
+        let waits = &self.waits;
+        if waits.blocked.get() {
+            "writing"
+        } else if waits.busy.get() {
+            "handling"
+        } else if waits.receiving.get() {
+            "receiving"
+        } else if waits.reading.get() {
+            "reading"
+        } else {
+            "serving"
+        }
+    }
+
+    fn stamp_of(&self, deadline: Deadline) -> u64 {
+        deadline
+            .instant()
+            .map_or(NEVER, |instant| self.stamp(instant))
+    }
+}
+
+/// Keeps a connection's deadlines stopped; see [`ConnInfo::suspend`].
+///
+/// When the last one of a connection is dropped, its deadlines run again from then on.
+#[derive(Debug)]
+pub struct Suspended {
+    info: Arc<ConnInfo>,
+}
+
+impl Drop for Suspended {
+    fn drop(&mut self) {
+        self.info
+            .waits
+            .suspended
+            .fetch_sub(1, Ordering::Relaxed);
+        self.info.ending.wake();
+    }
+}

@@ -1,0 +1,161 @@
+use std::{cell::Cell, fmt, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::base::time::{later, now};
+
+/// A point in time by which everything must be done, however many steps it takes and whoever takes them.
+///
+/// A deadline is absolute and never resets. Every layer below takes the earlier of its own and the one it
+/// was given, so that parts of a request share one budget rather than each having its own.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_net::Deadline;
+///
+/// let request = Deadline::within(Duration::from_secs(5));
+/// let lookup = request.min(Deadline::within(Duration::from_secs(60)));
+/// assert_eq!(lookup, request);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Deadline {
+    at: At,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum At {
+    // In this order: never is later than any time.
+    By(Instant),
+    Never,
+}
+
+impl Deadline {
+    /// No deadline at all.
+    pub const NEVER: Self = Self { at: At::Never };
+
+    /// This long from now. [`Duration::MAX`], or anything beyond a century, is [`NEVER`](Self::NEVER); zero
+    /// has passed already.
+    #[must_use]
+    pub fn within(budget: Duration) -> Self {
+        Self::after(now(), budget)
+    }
+
+    /// At `instant`.
+    #[must_use]
+    pub fn at(instant: Instant) -> Self {
+        Self {
+            at: At::By(instant),
+        }
+    }
+
+    pub(crate) fn after(start: Instant, budget: Duration) -> Self {
+        Self {
+            at: later(start, budget).map_or(At::Never, At::By),
+        }
+    }
+
+    /// The point in time, or `None` for never.
+    #[must_use]
+    pub fn instant(self) -> Option<Instant> {
+        match self.at {
+            At::By(instant) => Some(instant),
+            At::Never => None,
+        }
+    }
+
+    /// The time left: zero once it has passed, [`Duration::MAX`] for never.
+    #[must_use]
+    pub fn remaining(self) -> Duration {
+        match self.at {
+            At::By(instant) => instant.saturating_duration_since(now()),
+            At::Never => Duration::MAX,
+        }
+    }
+
+    /// Whether the time has come.
+    #[must_use]
+    pub fn has_passed(self) -> bool {
+        self.remaining().is_zero()
+    }
+
+    /// The earlier of the two.
+    #[must_use]
+    pub fn min(self, other: Self) -> Self {
+        Ord::min(self, other)
+    }
+
+    /// The deadline of the request whose handler is being polled on this thread.
+    ///
+    /// Read it in the handler itself; it does not follow into tasks that the handler spawns, nor outside a
+    /// handler, where it is [`NEVER`](Self::NEVER). The clock is read at the first question and not before.
+    #[must_use]
+    pub fn current() -> Self {
+        match AMBIENT.get() {
+            Ambient::Outside => Self::NEVER,
+            Ambient::At(deadline) => deadline,
+            Ambient::Fresh(limit) => {
+                let deadline = Self::within(limit);
+                AMBIENT.set(Ambient::At(deadline));
+                deadline
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Deadline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.at {
+            At::By(instant) => f
+                .debug_tuple("Deadline")
+                .field(&instant)
+                .finish(),
+            At::Never => f.write_str("Deadline(never)"),
+        }
+    }
+}
+
+/// What [`Deadline::current`] answers on this thread.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ambient {
+    /// No handler is being polled.
+    Outside,
+    /// A request that has only just begun: so much from now, if anybody asks.
+    Fresh(Duration),
+    /// A known point.
+    At(Deadline),
+}
+
+impl Ambient {
+    /// Moves the deadline of the handler being polled; `false` outside one.
+    pub(crate) fn extend(by: Duration) -> bool {
+        let moved = match AMBIENT.get() {
+            Self::Outside => return false,
+            Self::Fresh(limit) => Self::Fresh(limit.saturating_add(by)),
+            Self::At(deadline) => Self::At(match deadline.instant() {
+                Some(instant) => Deadline::after(instant, by),
+                None => Deadline::NEVER,
+            }),
+        };
+        AMBIENT.set(moved);
+        true
+    }
+
+    /// Runs `poll` with this answer, and returns the answer as it was left: a fresh one may be fixed now.
+    pub(crate) fn scope<R>(&mut self, poll: impl FnOnce() -> R) -> R {
+        struct Restore(Ambient);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                AMBIENT.set(self.0);
+            }
+        }
+        let restore = Restore(AMBIENT.replace(*self));
+        let output = poll();
+        *self = AMBIENT.get();
+        drop(restore);
+        output
+    }
+}
+
+thread_local! {
+    static AMBIENT: Cell<Ambient> = const { Cell::new(Ambient::Outside) };
+}

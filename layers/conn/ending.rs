@@ -1,0 +1,158 @@
+//! How a connection learns that it must leave, and the one reason it ends with.
+//!
+//! # Invariants
+//!
+//! The reason is written once, by whoever gives it first. The notice to leave is given at most once and
+//! never taken back.
+
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
+    task::Waker,
+};
+
+use futures_util::task::AtomicWaker;
+use tokio::sync::Notify;
+
+use crate::conn::CloseReason;
+
+/// The ending of one connection, shared by everybody who knows it.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    /// An index into `CloseReason::ALL`, or `OPEN`.
+    reason: AtomicU8,
+    /// The index of the reason to end with when leaving, or `OPEN` while there is no notice.
+    leave: AtomicU8,
+    /// No more bytes: whoever touches the stream is told that it is over.
+    cut: AtomicBool,
+    ended: AtomicBool,
+    broken: AtomicBool,
+    /// The task that drives the connection.
+    task: AtomicWaker,
+    /// For those who await the notice; most connections never have one.
+    notify: OnceLock<Box<Notify>>,
+}
+
+impl Ending {
+    pub(crate) fn new() -> Self {
+        Self {
+            reason: AtomicU8::new(OPEN),
+            leave: AtomicU8::new(OPEN),
+            cut: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
+            task: AtomicWaker::new(),
+            notify: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn reason(&self) -> Option<CloseReason> {
+        from_index(self.reason.load(Ordering::Acquire))
+    }
+
+    /// Gives the reason, unless there is one already; returns the one that holds.
+    pub(crate) fn give(&self, reason: CloseReason) -> CloseReason {
+        let given =
+            self.reason
+                .compare_exchange(OPEN, reason as u8, Ordering::AcqRel, Ordering::Acquire);
+        match given {
+            Ok(_) => reason,
+            Err(held) => from_index(held).unwrap_or(reason),
+        }
+    }
+
+    /// The reason of a stream that is being dropped now, found out from what was seen if nobody gave one.
+    pub(crate) fn settle(&self) -> CloseReason {
+        if let Some(reason) = self.reason() {
+            return reason;
+        }
+        self.give(if std::thread::panicking() {
+            CloseReason::Panic
+        } else if self.broken.load(Ordering::Relaxed) {
+            CloseReason::Reset
+        } else if self.ended.load(Ordering::Relaxed) {
+            CloseReason::Peer
+        } else {
+            CloseReason::Served
+        })
+    }
+
+    /// The stream gave its last byte.
+    pub(crate) fn saw_end(&self) {
+        self.ended
+            .store(true, Ordering::Relaxed);
+    }
+
+    /// The stream failed.
+    pub(crate) fn saw_failure(&self) {
+        self.broken
+            .store(true, Ordering::Relaxed);
+    }
+
+    /// Tells the connection to leave when it can, and to call `reason` the reason.
+    pub(crate) fn tell_to_leave(&self, reason: CloseReason) {
+        // Release: pairs with the acquire in `leaving`, and with the order of register-then-check there.
+        let told =
+            self.leave
+                .compare_exchange(OPEN, reason as u8, Ordering::AcqRel, Ordering::Acquire);
+        if told.is_ok() {
+            if let Some(notify) = self.notify.get() {
+                notify.notify_waiters();
+            }
+            self.wake();
+        }
+    }
+
+    pub(crate) fn leaving(&self) -> Option<CloseReason> {
+        from_index(self.leave.load(Ordering::Acquire))
+    }
+
+    /// Waits for the notice to leave.
+    pub(crate) async fn told_to_leave(&self) -> CloseReason {
+        loop {
+            let notified = self
+                .notify
+                .get_or_init(|| Box::new(Notify::new()))
+                .notified();
+            let mut notified = std::pin::pin!(notified);
+            // Registered before the look: a notice between the two is seen by one of them.
+            notified.as_mut().enable();
+            if let Some(reason) = self.leaving() {
+                return reason;
+            }
+            notified.await;
+        }
+    }
+
+    /// Ends the stream for whoever still holds it.
+    pub(crate) fn cut(&self, reason: CloseReason) {
+        self.give(reason);
+        self.cut.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Acquire)
+    }
+
+    /// Remembers the task to wake, which is the one that polls the connection's stack.
+    pub(crate) fn register(&self, waker: &Waker) {
+        self.task.register(waker);
+    }
+
+    /// Wakes the connection's task, so that it looks at what was changed from outside.
+    pub(crate) fn wake(&self) {
+        self.task.wake();
+    }
+}
+
+fn from_index(index: u8) -> Option<CloseReason> {
+    CloseReason::ALL
+        .get(usize::from(index))
+        .copied()
+}
+
+/// No reason yet.
+const OPEN: u8 = u8::MAX;

@@ -1,0 +1,178 @@
+//! What a connection is waiting for, as far as anybody times it.
+//!
+//! The stream's owner and the crossing write here; the [`Watch`](crate::conn::watch::Watch) reads, when the
+//! connection parks. Writing is a plain store: no clock, no timer, no lock. One task owns the stream, so a
+//! counter has one writer; relaxed order is enough, since reader and writer are the same task, or meet
+//! through the waker.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use futures_util::task::AtomicWaker;
+use tokio::time::Instant;
+
+use crate::{base::time::later, conn::ConnInfo};
+
+/// A point in time as nanoseconds after the accept, so that it fits an atomic.
+pub(crate) type Stamp = u64;
+
+/// Later than any stamp.
+pub(crate) const NEVER: Stamp = u64::MAX;
+
+/// One connection's waits. See the module.
+#[derive(Debug)]
+pub(crate) struct Waits {
+    /// Bytes moved in each direction: progress.
+    moved_in: AtomicU64,
+    moved_out: AtomicU64,
+    /// The number of the request that is arriving or was last taken.
+    pub(crate) turn: AtomicU64,
+    /// A read is pending.
+    pub(crate) reading: Flag,
+    /// A write, flush or shutdown is pending.
+    pub(crate) blocked: Flag,
+    /// A request is being worked on.
+    pub(crate) busy: Flag,
+    /// A request has come in part.
+    pub(crate) receiving: Flag,
+    /// A crossing sees to it itself that a late request ends in order.
+    pub(crate) driven: Flag,
+    /// There is a watch that looks here.
+    pub(crate) watched: Flag,
+    pub(crate) suspended: AtomicU32,
+    /// Points in time by which the present step must be done.
+    pub(crate) request_by: By,
+    pub(crate) handler_by: By,
+    pub(crate) reply_by: By,
+    pub(crate) read_by: By,
+    pub(crate) write_by: By,
+    /// The absolute read or write deadline has passed.
+    pub(crate) read_late: Flag,
+    pub(crate) write_late: Flag,
+    /// Whoever waits on the stream, which may have left the connection's own task.
+    pub(crate) reader: AtomicWaker,
+    pub(crate) writer: AtomicWaker,
+}
+
+impl Waits {
+    pub(crate) fn new() -> Self {
+        Self {
+            moved_in: AtomicU64::new(0),
+            moved_out: AtomicU64::new(0),
+            turn: AtomicU64::new(0),
+            reading: Flag::default(),
+            blocked: Flag::default(),
+            busy: Flag::default(),
+            receiving: Flag::default(),
+            driven: Flag::default(),
+            watched: Flag::default(),
+            suspended: AtomicU32::new(0),
+            request_by: By::default(),
+            handler_by: By::default(),
+            reply_by: By::default(),
+            read_by: By::default(),
+            write_by: By::default(),
+            read_late: Flag::default(),
+            write_late: Flag::default(),
+            reader: AtomicWaker::new(),
+            writer: AtomicWaker::new(),
+        }
+    }
+
+    pub(crate) fn moved_in(&self) -> u64 {
+        self.moved_in.load(Relaxed)
+    }
+
+    pub(crate) fn moved_out(&self) -> u64 {
+        self.moved_out.load(Relaxed)
+    }
+
+    pub(crate) fn move_in(&self, bytes: u64) {
+        self.moved_in
+            .store(self.moved_in() + bytes, Relaxed);
+    }
+
+    pub(crate) fn move_out(&self, bytes: u64) {
+        self.moved_out
+            .store(self.moved_out() + bytes, Relaxed);
+    }
+
+    /// Waiting for the peer and for nothing else.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.reading.get() && !self.blocked.get() && !self.busy.get()
+    }
+
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.suspended.load(Relaxed) > 0
+    }
+}
+
+/// A switch with one writer.
+#[derive(Debug, Default)]
+pub(crate) struct Flag(AtomicBool);
+
+impl Flag {
+    pub(crate) fn get(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+
+    pub(crate) fn set(&self, on: bool) {
+        self.0.store(on, Relaxed);
+    }
+}
+
+/// A point in time, or never.
+#[derive(Debug)]
+pub(crate) struct By(AtomicU64);
+
+impl Default for By {
+    fn default() -> Self {
+        Self(AtomicU64::new(NEVER))
+    }
+}
+
+impl By {
+    pub(crate) fn get(&self) -> Stamp {
+        self.0.load(Relaxed)
+    }
+
+    pub(crate) fn set(&self, at: Stamp) {
+        self.0.store(at, Relaxed);
+    }
+
+    pub(crate) fn clear(&self) {
+        self.set(NEVER);
+    }
+
+    pub(crate) fn extend(&self, by: Duration) {
+        let at = self.get();
+        if at != NEVER {
+            self.set(plus(at, by));
+        }
+    }
+}
+
+/// `at + after`; what is too far away is never.
+pub(crate) fn plus(at: Stamp, after: Duration) -> Stamp {
+    match u64::try_from(after.as_nanos()) {
+        Ok(nanos) => at.saturating_add(nanos),
+        Err(_) => NEVER,
+    }
+}
+
+impl ConnInfo {
+    pub(crate) fn stamp(&self, at: Instant) -> Stamp {
+        let since = at.saturating_duration_since(self.accepted_at());
+        u64::try_from(since.as_nanos()).unwrap_or(NEVER)
+    }
+
+    /// The point in time of a stamp, if it is one that a clock can hold.
+    pub(crate) fn instant(&self, stamp: Stamp) -> Option<Instant> {
+        if stamp == NEVER {
+            return None;
+        }
+        later(self.accepted_at(), Duration::from_nanos(stamp))
+    }
+}

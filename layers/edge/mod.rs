@@ -1,0 +1,3 @@
+//! Where streams begin.
+
+pub mod listen;

@@ -1,0 +1,56 @@
+use std::{fmt, time::Duration};
+
+use metrics::{Counter, Gauge, Histogram, Label, counter, gauge, histogram};
+
+/// What framed connections report, through handles made once.
+pub(super) struct Metrics {
+    ok: Counter,
+    failed: Counter,
+    ok_seconds: Histogram,
+    failed_seconds: Histogram,
+    pub(super) queued: Gauge,
+}
+
+impl Metrics {
+    pub(super) fn new(service: &str) -> Self {
+        let labels = |outcome: &'static str| {
+            vec![
+                Label::new("service", service.to_owned()),
+                Label::new("outcome", outcome),
+            ]
+        };
+        let service = vec![Label::new("service", service.to_owned())];
+        Self {
+            ok: counter!("tower_net_requests_total", labels("ok")),
+            failed: counter!("tower_net_requests_total", labels("failed")),
+            ok_seconds: histogram!("tower_net_request_seconds", labels("ok")),
+            failed_seconds: histogram!("tower_net_request_seconds", labels("failed")),
+            queued: gauge!("tower_net_write_queue_bytes", service),
+        }
+    }
+
+    /// Adds requests that were answered at once: nobody read the clock for them.
+    pub(super) fn at_once(&self, requests: u32) {
+        self.ok.increment(requests.into());
+        self.ok_seconds
+            .record_many(0.0, requests as usize);
+    }
+
+    /// Adds a request that was waited for.
+    pub(super) fn waited(&self, ok: bool, took: Duration) {
+        let (count, seconds) = if ok {
+            (&self.ok, &self.ok_seconds)
+        } else {
+            (&self.failed, &self.failed_seconds)
+        };
+        count.increment(1);
+        seconds.record(took.as_secs_f64());
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics")
+            .finish_non_exhaustive()
+    }
+}

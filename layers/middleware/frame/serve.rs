@@ -1,0 +1,260 @@
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use pin_project_lite::pin_project;
+use tokio_util::codec::{Decoder, Encoder};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    base::{
+        error::{BoxError, ConfigError},
+        io::Io,
+    },
+    conn::{
+        Conn,
+        watch::{Limits, Verdict, Watch},
+    },
+    middleware::frame::{FrameError, Framing, Request, driver::Driver, metrics::Metrics},
+};
+
+/// Turns a service of requests into a service of connections. See the [module](crate::frame).
+#[derive(Debug, Clone)]
+pub struct FrameLayer<C, L = Silent> {
+    codec: C,
+    last: L,
+    shared: Arc<Shared>,
+}
+
+/// What all connections of a layer have in common.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) framing: Framing,
+    pub(super) metrics: Metrics,
+    no_limits: Arc<Limits>,
+}
+
+impl<C> FrameLayer<C> {
+    /// Frames by `codec`, with every setting of [`Framing`] at its default: one request at a time, and 30 s
+    /// each for a request, its handler and its reply.
+    ///
+    /// The codec is cloned for each connection.
+    #[must_use]
+    pub fn new(codec: C) -> Self {
+        Self::unchecked(codec, Framing::default())
+    }
+
+    /// Frames by `codec`, with settings.
+    ///
+    /// # Errors
+    ///
+    /// A setting of zero.
+    pub fn with_framing(codec: C, framing: Framing) -> Result<Self, ConfigError> {
+        framing.check()?;
+        Ok(Self::unchecked(codec, framing))
+    }
+
+    fn unchecked(codec: C, framing: Framing) -> Self {
+        Self {
+            codec,
+            last: Silent::default(),
+            shared: Arc::new(Shared {
+                metrics: Metrics::new(&framing.service),
+                no_limits: Arc::new(Limits::NONE),
+                framing,
+            }),
+        }
+    }
+
+    /// Says in the protocol's own terms why a request has no other reply. See [`LastReply`].
+    #[must_use]
+    pub fn last_reply<L>(self, last: L) -> FrameLayer<C, L> {
+        FrameLayer {
+            codec: self.codec,
+            last,
+            shared: self.shared,
+        }
+    }
+}
+
+impl<S, C: Clone, L: Clone> Layer<S> for FrameLayer<C, L> {
+    type Service = Frame<S, C, L>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Frame {
+            inner,
+            codec: self.codec.clone(),
+            last: self.last.clone(),
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+/// What to reply when something goes wrong that the service has no reply for.
+///
+/// Implemented by every `Fn(&FrameError) -> Option<Reply>`, and by [`Silent`]. `None` says nothing.
+pub trait LastReply<R> {
+    /// The reply to whatever `error` befell.
+    fn last_reply(&self, error: &FrameError) -> Option<R>;
+}
+
+impl<R, F: Fn(&FrameError) -> Option<R>> LastReply<R> for F {
+    fn last_reply(&self, error: &FrameError) -> Option<R> {
+        self(error)
+    }
+}
+
+/// No last reply: the connection just ends.
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct Silent;
+
+impl<R> LastReply<R> for Silent {
+    fn last_reply(&self, _: &FrameError) -> Option<R> {
+        None
+    }
+}
+
+/// The service of [`FrameLayer`].
+#[derive(Debug, Clone)]
+pub struct Frame<S, C, L> {
+    inner: S,
+    codec: C,
+    last: L,
+    shared: Arc<Shared>,
+}
+
+impl<I, S, C, L> Service<Conn<I>> for Frame<S, C, L>
+where
+    I: Io,
+    S: Service<Request<C::Item>> + Clone,
+    S::Error: Into<BoxError>,
+    C: Decoder + Encoder<S::Response> + Clone,
+    <C as Decoder>::Error: Into<BoxError>,
+    <C as Encoder<S::Response>>::Error: Into<BoxError>,
+    L: LastReply<S::Response> + Clone,
+{
+    type Response = ();
+    type Error = BoxError;
+    type Future = FrameFuture<I, S, C, L>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, conn: Conn<I>) -> FrameFuture<I, S, C, L> {
+        // With a watch above, the deadlines of requests are kept there: one timer a connection.
+        let watched = conn.info().waits.watched.get();
+        let limits = &self.shared.no_limits;
+        FrameFuture {
+            watch: (!watched).then(|| Box::pin(Watch::new(Arc::clone(limits)))),
+            driver: Driver::new(
+                conn,
+                self.inner.clone(),
+                self.codec.clone(),
+                self.last.clone(),
+                Arc::clone(&self.shared),
+            ),
+        }
+    }
+}
+
+pin_project! {
+    /// The future of [`Frame`]: one connection, until it ends.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct FrameFuture<I, S, C, L>
+    where
+        S: Service<Request<C::Item>>,
+        C: Decoder,
+    {
+        driver: Driver<I, S, C, L>,
+        watch: Option<Pin<Box<Watch>>>,
+    }
+}
+
+/// A framed connection taken apart; see [`FrameFuture::into_parts`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct FrameParts<I> {
+    /// The connection.
+    pub conn: Conn<I>,
+    /// What was read and has not been decoded.
+    pub read: Bytes,
+    /// What was encoded and has not been written.
+    pub unwritten: Bytes,
+}
+
+impl<I, S, C, L> FrameFuture<I, S, C, L>
+where
+    I: Io,
+    S: Service<Request<C::Item>>,
+    S::Error: Into<BoxError>,
+    C: Decoder + Encoder<S::Response>,
+    <C as Decoder>::Error: Into<BoxError>,
+    <C as Encoder<S::Response>>::Error: Into<BoxError>,
+    L: LastReply<S::Response>,
+{
+    /// Gives the stream back, with the bytes that are between it and the handlers; `None` once it is closed.
+    ///
+    /// Handlers in flight are dropped, and their requests with them.
+    #[must_use]
+    pub fn into_parts(self) -> Option<FrameParts<I>> {
+        let (conn, read, unwritten) = self.driver.into_parts()?;
+        Some(FrameParts {
+            conn,
+            read,
+            unwritten,
+        })
+    }
+}
+
+impl<I, S, C, L> Future for FrameFuture<I, S, C, L>
+where
+    I: Io,
+    S: Service<Request<C::Item>>,
+    S::Error: Into<BoxError>,
+    C: Decoder + Encoder<S::Response>,
+    <C as Decoder>::Error: Into<BoxError>,
+    <C as Encoder<S::Response>>::Error: Into<BoxError>,
+    L: LastReply<S::Response>,
+{
+    type Output = Result<(), BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        loop {
+            if let Poll::Ready(result) = this.driver.poll(cx) {
+                return Poll::Ready(result);
+            }
+            let Some(watch) = this.watch else {
+                return Poll::Pending;
+            };
+            let info = this.driver.info();
+            info.ending.register(cx.waker());
+            match std::task::ready!(watch.as_mut().poll(cx, info)) {
+                Verdict::Told => {}
+                Verdict::Over(elapsed) => {
+                    info.cut(elapsed.which());
+                    this.driver.abandon();
+                    return Poll::Ready(Err(FrameError::Elapsed(elapsed).into()));
+                }
+            }
+        }
+    }
+}
+
+impl<I, S, C, L> fmt::Debug for FrameFuture<I, S, C, L>
+where
+    S: Service<Request<C::Item>>,
+    C: Decoder,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrameFuture")
+            .finish_non_exhaustive()
+    }
+}

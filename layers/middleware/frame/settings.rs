@@ -1,0 +1,134 @@
+use std::time::Duration;
+
+use crate::base::error::ConfigError;
+
+/// How a [`FrameLayer`](crate::frame::FrameLayer) treats requests; each setter says what it bounds.
+#[derive(Debug, Clone)]
+pub struct Framing {
+    pub(super) depth: usize,
+    pub(super) request: Duration,
+    pub(super) handler: Duration,
+    pub(super) reply: Duration,
+    pub(super) high_water: usize,
+    pub(super) max_buffered: usize,
+    pub(super) service: String,
+}
+
+impl Default for Framing {
+    fn default() -> Self {
+        Self {
+            depth: 1,
+            request: REQUEST,
+            handler: HANDLER,
+            reply: REPLY,
+            high_water: HIGH_WATER,
+            max_buffered: MAX_BUFFERED,
+            service: String::new(),
+        }
+    }
+}
+
+impl Framing {
+    /// One request at a time: the next is not decoded before the reply to the last is made. The default.
+    #[must_use]
+    pub fn serial(self) -> Self {
+        self.pipelined(1)
+    }
+
+    /// Up to `depth` requests of a connection are worked on at once; replies go out in the order of their
+    /// requests. Further requests stay undecoded, and in the end unread, so that TCP holds the peer back.
+    #[must_use]
+    pub fn pipelined(mut self, depth: usize) -> Self {
+        self.depth = depth;
+        self
+    }
+
+    /// A request must be complete this long after its first byte, however slowly it drips. Begins when the
+    /// connection first waits for the rest of it; nothing resets it. Default: 30 s.
+    #[must_use]
+    pub fn request_deadline(mut self, limit: Duration) -> Self {
+        self.request = limit;
+        self
+    }
+
+    /// A handler must answer this long after it was called. Begins when it first waits; the handler itself
+    /// can [extend](crate::ConnInfo::extend) it. Default: 30 s.
+    #[must_use]
+    pub fn handler_deadline(mut self, limit: Duration) -> Self {
+        self.handler = limit;
+        self
+    }
+
+    /// Replies must be written this long after they began to wait for the peer. Begins when a write first
+    /// leaves something over, and again for what was queued since once that much is written. Default: 30 s.
+    #[must_use]
+    pub fn reply_deadline(mut self, limit: Duration) -> Self {
+        self.reply = limit;
+        self
+    }
+
+    /// While more than this many bytes of replies are queued, nothing is decoded, called or read; it goes on
+    /// at half of it. A connection thus queues this much and one reply at the most. Default: 64 KiB.
+    #[must_use]
+    pub fn high_water(mut self, bytes: usize) -> Self {
+        self.high_water = bytes;
+        self
+    }
+
+    /// The most bytes a frame may take up before it is decoded, whatever the codec allows. A codec with a
+    /// larger limit of its own needs a larger one here. Default: 8 MiB and its header.
+    #[must_use]
+    pub fn max_buffered(mut self, bytes: usize) -> Self {
+        self.max_buffered = bytes;
+        self
+    }
+
+    /// The `service` label of the metrics. Default: empty.
+    #[must_use]
+    pub fn service(mut self, name: impl Into<String>) -> Self {
+        self.service = name.into();
+        self
+    }
+
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        for (setting, size) in [
+            ("pipelined", self.depth),
+            ("high_water", self.high_water),
+            ("max_buffered", self.max_buffered),
+        ] {
+            if size == 0 {
+                return Err(ConfigError::zero(setting));
+            }
+        }
+        for (setting, limit) in [
+            ("request_deadline", self.request),
+            ("handler_deadline", self.handler),
+            ("reply_deadline", self.reply),
+        ] {
+            if limit.is_zero() {
+                return Err(ConfigError::zero(setting));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where reading resumes: far enough below the high-water mark to not flap at each write.
+    pub(super) fn low_water(&self) -> usize {
+        self.high_water / 2
+    }
+}
+
+/// A megabyte over a bad mobile line, with room.
+const REQUEST: Duration = Duration::from_secs(30);
+
+/// What callers commonly wait before they give up themselves.
+const HANDLER: Duration = Duration::from_secs(30);
+
+/// As the write stall of `deadline`, from which it differs in that a trickle does not reset it.
+const REPLY: Duration = Duration::from_secs(30);
+
+/// One large write: more would only move bytes from the kernel's account to ours.
+const HIGH_WATER: usize = 64 * 1024;
+
+/// As tokio-util's own default, and a header.
+const MAX_BUFFERED: usize = (8 << 20) + 1024;

@@ -1,0 +1,334 @@
+//! Limits how many connections are open at once, over every clone of the layer and every listener.
+//!
+//! **Where it goes**: right below the meter, so that a refusal costs nothing but is counted.
+//!
+//! ```
+//! use tower::ServiceBuilder;
+//! use tower_net::limit::{ConnectionLimitLayer, OverLimit};
+//!
+//! let reset_the_surplus = ConnectionLimitLayer::new(10_000)?;
+//! let leave_it_in_the_backlog = ConnectionLimitLayer::new(10_000)?.over_limit(OverLimit::Wait);
+//! let stack = ServiceBuilder::new().layer(reset_the_surplus);
+//! # Ok::<_, tower_net::error::ConfigError>(drop((stack, leave_it_in_the_backlog)))
+//! ```
+//!
+//! A place is held by the stream itself, through TLS, HTTP, upgrades and other tasks, and is free again
+//! exactly when the stream is dropped: at a normal end, an error, a timeout, a panic, a cancel or a drain.
+//!
+//! # Readiness
+//!
+//! [`OverLimit::Reset`]: the inner service's. [`OverLimit::Wait`] and [`OverLimit::WaitUpTo`]: ready once
+//! there is a place, which the service then holds until the call; a clone does not take it along, and dropping
+//! the service gives it back.
+//!
+//! # Errors
+//!
+//! [`Full`] for a connection that was refused; it was reset, and nothing of it was read.
+//!
+//! # On drop
+//!
+//! Dropping the future drops the stream, and so frees the place.
+
+use std::{
+    error::Error,
+    fmt, io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use metrics::{Counter, counter};
+use pin_project_lite::pin_project;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Sleep,
+};
+use tokio_util::sync::PollSemaphore;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    base::{
+        error::{BoxError, ConfigError},
+        io::{GuardedIo, Io},
+    },
+    conn::{CloseReason, Conn},
+};
+
+/// What becomes of the connection that is one too many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OverLimit {
+    /// It is accepted and reset at once: the peer knows, nothing is left in TIME_WAIT.
+    #[default]
+    Reset,
+    /// It stays in the kernel's backlog until there is a place; when the backlog is full, the kernel stops
+    /// answering new ones.
+    Wait,
+    /// As `Wait`, but once nothing has been accepted for so long, the surplus is reset until there is a
+    /// place again.
+    WaitUpTo(Duration),
+}
+
+/// Limits how many connections are open. See the [module](self).
+#[derive(Debug, Clone)]
+pub struct ConnectionLimitLayer {
+    shared: Arc<Shared>,
+    over: OverLimit,
+}
+
+struct Shared {
+    limit: usize,
+    places: Arc<Semaphore>,
+    refused: Counter,
+}
+
+impl ConnectionLimitLayer {
+    /// At most `limit` connections; [`usize::MAX`] is no limit.
+    ///
+    /// Layers cloned from this one share the limit.
+    ///
+    /// # Errors
+    ///
+    /// A limit of zero, which would let nobody in.
+    pub fn new(limit: usize) -> Result<Self, ConfigError> {
+        if limit == 0 {
+            return Err(ConfigError::zero("connection limit"));
+        }
+        let limit = limit.min(Semaphore::MAX_PERMITS);
+        Ok(Self {
+            shared: Arc::new(Shared {
+                limit,
+                places: Arc::new(Semaphore::new(limit)),
+                refused: counter!("tower_net_refused_total", "reason" => CloseReason::Limit.label()),
+            }),
+            over: OverLimit::default(),
+        })
+    }
+
+    /// What to do with the surplus. Default: [`OverLimit::Reset`].
+    #[must_use]
+    pub fn over_limit(mut self, over: OverLimit) -> Self {
+        self.over = over;
+        self
+    }
+
+    /// A view of the places.
+    #[must_use]
+    pub fn handle(&self) -> ConnectionLimitHandle {
+        ConnectionLimitHandle {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<S> Layer<S> for ConnectionLimitLayer {
+    type Service = ConnectionLimit<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        ConnectionLimit {
+            inner,
+            shared: Arc::clone(&self.shared),
+            over: self.over,
+            places: PollSemaphore::new(Arc::clone(&self.shared.places)),
+            place: None,
+            patience: Patience::Full,
+        }
+    }
+}
+
+/// The service of [`ConnectionLimitLayer`].
+#[derive(Debug)]
+pub struct ConnectionLimit<S> {
+    inner: S,
+    shared: Arc<Shared>,
+    over: OverLimit,
+    places: PollSemaphore,
+    place: Option<OwnedSemaphorePermit>,
+    patience: Patience,
+}
+
+/// How much of [`OverLimit::WaitUpTo`] is left.
+#[derive(Debug)]
+enum Patience {
+    Full,
+    Running(Pin<Box<Sleep>>),
+    Gone,
+}
+
+impl<S> ConnectionLimit<S> {
+    fn poll_place(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.place.is_some() || self.over == OverLimit::Reset {
+            return Poll::Ready(());
+        }
+        if let Poll::Ready(place) = self.places.poll_acquire(cx) {
+            self.place = place;
+            self.patience = Patience::Full;
+            return Poll::Ready(());
+        }
+        let OverLimit::WaitUpTo(limit) = self.over else {
+            return Poll::Pending;
+        };
+        if matches!(self.patience, Patience::Full) {
+            self.patience = Patience::Running(Box::pin(tokio::time::sleep(limit)));
+        }
+        if let Patience::Running(sleep) = &mut self.patience {
+            ready!(sleep.as_mut().poll(cx));
+            self.patience = Patience::Gone;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl<S: Clone> Clone for ConnectionLimit<S> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            shared: Arc::clone(&self.shared),
+            over: self.over,
+            places: self.places.clone(),
+            // A clone has not been made ready.
+            place: None,
+            patience: Patience::Full,
+        }
+    }
+}
+
+impl<S, I> Service<Conn<I>> for ConnectionLimit<S>
+where
+    S: Service<Conn<GuardedIo<I, Place>>>,
+    S::Error: Into<BoxError>,
+    I: Io,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = ConnectionLimitFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        // The inner service first: a place must not be held while something else is waited for.
+        ready!(self.inner.poll_ready(cx)).map_err(Into::into)?;
+        self.poll_place(cx).map(Ok)
+    }
+
+    fn call(&mut self, conn: Conn<I>) -> ConnectionLimitFuture<S::Future> {
+        let place = self.place.take();
+        let place = place.or_else(|| {
+            Arc::clone(&self.shared.places)
+                .try_acquire_owned()
+                .ok()
+        });
+        let Some(place) = place else {
+            self.shared.refused.increment(1);
+            conn.refuse(CloseReason::Limit);
+            return ConnectionLimitFuture::Refused {
+                limit: self.shared.limit,
+            };
+        };
+        let conn = conn.map_io(|io| GuardedIo::new(io, Place { _permit: place }));
+        ConnectionLimitFuture::Admitted {
+            inner: self.inner.call(conn),
+        }
+    }
+}
+
+pin_project! {
+    /// The future of [`ConnectionLimit`].
+    #[derive(Debug)]
+    #[project = Projected]
+    #[must_use = "futures do nothing unless polled"]
+    #[allow(missing_docs, reason = "opaque: the variants are no part of the API")]
+    #[non_exhaustive]
+    pub enum ConnectionLimitFuture<F> {
+        #[doc(hidden)]
+        Admitted { #[pin] inner: F },
+        #[doc(hidden)]
+        Refused { limit: usize },
+    }
+}
+
+impl<F, T, E> Future for ConnectionLimitFuture<F>
+where
+    F: Future<Output = Result<T, E>>,
+    E: Into<BoxError>,
+{
+    type Output = Result<T, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            Projected::Admitted { inner } => inner.poll(cx).map_err(Into::into),
+            Projected::Refused { limit } => Poll::Ready(Err(Full { limit: *limit }.into())),
+        }
+    }
+}
+
+/// A place under the limit, which the stream holds.
+#[derive(Debug)]
+pub struct Place {
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Reads how full a limit is; see [`ConnectionLimitLayer::handle`].
+#[derive(Debug, Clone)]
+pub struct ConnectionLimitHandle {
+    shared: Arc<Shared>,
+}
+
+impl ConnectionLimitHandle {
+    /// The limit.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.shared.limit
+    }
+
+    /// Places taken: by open connections, and by a service that is ready for its next one.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.shared.limit - self.shared.places.available_permits()
+    }
+}
+
+/// The connection limit was reached: this connection was refused before a byte of it was read.
+///
+/// Nothing was started, so the peer may safely try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Full {
+    limit: usize,
+}
+
+impl Full {
+    /// The limit that was reached.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Whether the refused work was never begun: always.
+    #[must_use]
+    pub fn never_started(&self) -> bool {
+        true
+    }
+}
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection limit of {} reached", self.limit)
+    }
+}
+
+impl Error for Full {}
+
+impl From<Full> for io::Error {
+    fn from(error: Full) -> Self {
+        Self::new(io::ErrorKind::ConnectionRefused, error)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("limit", &self.limit)
+            .field("places", &self.places)
+            .finish_non_exhaustive()
+    }
+}

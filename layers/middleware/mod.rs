@@ -1,0 +1,7 @@
+//! The layers: siblings of one shape, none of which uses another.
+
+pub mod deadline;
+pub mod frame;
+pub mod limit;
+pub mod meter;
+pub mod trace;

@@ -1,0 +1,211 @@
+//! The connections that are open, and what became of those that were.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use slab::Slab;
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    conn::{CloseReason, ConnInfo},
+    server::report::{Counts, Straggler},
+};
+
+/// How far a server has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    Serving,
+    Draining,
+    Cutting,
+}
+
+/// Everything that the parts of one server share.
+#[derive(Debug)]
+pub(crate) struct Live {
+    open: Mutex<Open>,
+    phase: watch::Sender<Phase>,
+    /// A connection ended, while somebody waits for that.
+    ended: Notify,
+    watched: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    connections: Slab<Entry>,
+    counts: Counts,
+}
+
+#[derive(Debug)]
+struct Entry {
+    info: Arc<ConnInfo>,
+    /// It was at work when it was told to leave.
+    busy: bool,
+}
+
+impl Live {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            open: Mutex::default(),
+            phase: watch::Sender::new(Phase::Serving),
+            ended: Notify::new(),
+            watched: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Moves on to `phase`; never back.
+    pub(crate) fn advance(&self, phase: Phase) {
+        self.phase.send_if_modified(|held| {
+            let moves = *held < phase;
+            *held = (*held).max(phase);
+            moves
+        });
+    }
+
+    /// Waits until the server has come as far as `phase`.
+    pub(crate) async fn reached(&self, phase: Phase) {
+        let mut seen = self.phase.subscribe();
+        // The sender is ours, so it cannot be gone.
+        let _held = seen
+            .wait_for(|held| *held >= phase)
+            .await;
+    }
+
+    /// A connection begins. It is over when the entry is dropped.
+    pub(crate) fn enter(self: &Arc<Self>, info: Arc<ConnInfo>) -> Alive {
+        let key = {
+            let mut open = self.lock();
+            open.counts.opened += 1;
+            open.connections.insert(Entry {
+                info: Arc::clone(&info),
+                busy: false,
+            })
+        };
+        if self.phase() >= Phase::Draining {
+            // It came off the queue of a listener that is about to close.
+            info.ending
+                .tell_to_leave(CloseReason::Drain);
+        }
+        Alive {
+            live: Arc::clone(self),
+            key,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().connections.len()
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.lock().counts.clone()
+    }
+
+    pub(crate) fn count_accept_error(&self, kind: &'static str) {
+        *self
+            .lock()
+            .counts
+            .accept_errors
+            .entry(kind)
+            .or_default() += 1;
+    }
+
+    /// Tells every connection to leave.
+    pub(crate) fn tell_to_leave(&self) {
+        let mut open = self.lock();
+        for (_, entry) in &mut open.connections {
+            let waits = &entry.info.waits;
+            entry.busy = waits.busy.get() || waits.receiving.get() || waits.blocked.get();
+            entry
+                .info
+                .ending
+                .tell_to_leave(CloseReason::Drain);
+        }
+    }
+
+    /// Ends every connection, and remembers a few of those that it had to end.
+    pub(crate) fn cut(&self, reason: CloseReason) {
+        let mut open = self.lock();
+        let Open {
+            connections,
+            counts,
+        } = &mut *open;
+        for (_, entry) in connections.iter() {
+            if entry.info.close_reason().is_none() && counts.stragglers.len() < STRAGGLERS {
+                counts
+                    .stragglers
+                    .push(Straggler::new(&entry.info));
+            }
+            entry.info.cut(reason);
+        }
+    }
+
+    /// Waits for the next connection to end.
+    pub(crate) async fn one_ended(&self) {
+        self.watched
+            .store(true, Ordering::SeqCst);
+        self.ended.notified().await;
+    }
+
+    /// Waits until no connection is open.
+    pub(crate) async fn all_ended(&self) {
+        loop {
+            self.watched
+                .store(true, Ordering::SeqCst);
+            let ended = self.ended.notified();
+            if self.len() == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One open connection; counts its end on drop.
+#[derive(Debug)]
+pub(crate) struct Alive {
+    live: Arc<Live>,
+    key: usize,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        let draining = self.live.phase() >= Phase::Draining;
+        {
+            let mut open = self.live.lock();
+            let entry = open.connections.remove(self.key);
+            let reason = entry.info.ending.settle();
+            let counts = &mut open.counts;
+            counts.closed[reason.index()] += 1;
+            if draining {
+                match reason {
+                    CloseReason::Cut => counts.cut += 1,
+                    _ if entry.busy => counts.finished += 1,
+                    _ => counts.idle += 1,
+                }
+            }
+        }
+        if self.live.watched.load(Ordering::SeqCst) {
+            self.live.ended.notify_waiters();
+        }
+    }
+}
+
+/// How long a cut may take: tasks have to be polled once to notice, and then it is over whatever they do.
+pub(crate) const CUT_WITHIN: Duration = Duration::from_secs(1);
+
+/// So many of those that had to be cut are named.
+const STRAGGLERS: usize = 16;

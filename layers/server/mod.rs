@@ -1,0 +1,17 @@
+//! The life of a connection, from the accept to the report.
+
+mod accept;
+mod backoff;
+mod connection;
+mod descriptors;
+mod drain;
+mod live;
+mod report;
+mod serve;
+
+pub use self::{
+    backoff::{AcceptError, Backoff, Next},
+    descriptors::{Descriptors, open_descriptors, raise_descriptor_limit},
+    report::{Report, Straggler},
+    serve::{Serve, ServeError, ServeFuture, Server, ServerHandle},
+};
