@@ -56,6 +56,13 @@ impl Timer {
         }
     }
 
+    /// Whether the time has come, without a poll: nobody will be woken for it.
+    pub(crate) fn has_gone_off(&self) -> bool {
+        self.sleep
+            .as_ref()
+            .is_some_and(Sleep::is_elapsed)
+    }
+
     /// Ready once the time has come; pending for ever if the timer was never armed.
     pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         match self.project().sleep.as_pin_mut() {

@@ -57,10 +57,7 @@ impl ConnInfo {
     ///
     /// Cancel safe: the notice stays given.
     pub async fn told_to_leave(&self) -> CloseReason {
-        let reason = self.ending.told_to_leave().await;
-        // Whoever asked is about to comply; a reason found by other means still comes first.
-        self.ending.give(reason);
-        reason
+        self.ending.told_to_leave().await
     }
 
     /// Lets every read that is not done by `deadline` fail with [`io::ErrorKind::TimedOut`], as in Go.
@@ -95,6 +92,14 @@ impl ConnInfo {
         self.ending.cut(reason);
         self.waits.reader.wake();
         self.waits.writer.wake();
+    }
+
+    /// Whether the close must be a reset: what is unsent would stay in the kernel for a peer that does not
+    /// take it.
+    pub(crate) fn must_reset(&self) -> bool {
+        self.close_reason()
+            .is_some_and(CloseReason::resets)
+            || (self.ending.is_cut() && self.waits.blocked.get())
     }
 
     /// What it is doing, in a word, for reports.

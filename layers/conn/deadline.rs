@@ -140,19 +140,35 @@ impl Ambient {
         true
     }
 
-    /// Runs `poll` with this answer, and returns the answer as it was left: a fresh one may be fixed now.
-    pub(crate) fn scope<R>(&mut self, poll: impl FnOnce() -> R) -> R {
-        struct Restore(Ambient);
-        impl Drop for Restore {
-            fn drop(&mut self) {
-                AMBIENT.set(self.0);
-            }
+    /// Has handlers polled while the guard lives find their own answer, which [`set`](Entered::set) gives.
+    pub(crate) fn enter() -> Entered {
+        Entered {
+            outer: AMBIENT.get(),
         }
-        let restore = Restore(AMBIENT.replace(*self));
-        let output = poll();
-        *self = AMBIENT.get();
-        drop(restore);
-        output
+    }
+}
+
+/// Restores on drop what [`Deadline::current`] answered before.
+#[derive(Debug)]
+pub(crate) struct Entered {
+    outer: Ambient,
+}
+
+impl Entered {
+    /// What the next handler finds.
+    pub(crate) fn set(&self, ambient: Ambient) {
+        AMBIENT.set(ambient);
+    }
+
+    /// What the last handler left: a fresh deadline may be fixed now, a fixed one moved.
+    pub(crate) fn get(&self) -> Ambient {
+        AMBIENT.get()
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        AMBIENT.set(self.outer);
     }
 }
 

@@ -8,7 +8,7 @@
 use std::{
     sync::{
         OnceLock,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
     },
     task::Waker,
 };
@@ -31,6 +31,8 @@ pub(crate) struct Ending {
     broken: AtomicBool,
     /// The task that drives the connection.
     task: AtomicWaker,
+    /// How often that task has changed, if somebody keeps watch of it; zero if nobody does.
+    task_epoch: AtomicU32,
     /// For those who await the notice; most connections never have one.
     notify: OnceLock<Box<Notify>>,
 }
@@ -44,6 +46,7 @@ impl Ending {
             ended: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             task: AtomicWaker::new(),
+            task_epoch: AtomicU32::new(0),
             notify: OnceLock::new(),
         }
     }
@@ -75,7 +78,8 @@ impl Ending {
         } else if self.ended.load(Ordering::Relaxed) {
             CloseReason::Peer
         } else {
-            CloseReason::Served
+            self.leaving()
+                .unwrap_or(CloseReason::Served)
         })
     }
 
@@ -137,9 +141,24 @@ impl Ending {
         self.cut.load(Ordering::Acquire)
     }
 
-    /// Remembers the task to wake, which is the one that polls the connection's stack.
+    /// Remembers the task to wake, which is the one that polls the connection's stack, unless a caller
+    /// further out keeps it up to date.
     pub(crate) fn register(&self, waker: &Waker) {
+        if self.task_epoch.load(Ordering::Relaxed) == 0 {
+            self.task.register(waker);
+        }
+    }
+
+    /// Remembers the task to wake. From now on the caller does so whenever it changes, and nobody else has to.
+    pub(crate) fn keep_registered(&self, waker: &Waker) {
         self.task.register(waker);
+        self.task_epoch
+            .fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A number that changes with the task; `None` while nobody keeps watch of it.
+    pub(crate) fn task_epoch(&self) -> Option<u32> {
+        Some(self.task_epoch.load(Ordering::Relaxed)).filter(|epoch| *epoch != 0)
     }
 
     /// Wakes the connection's task, so that it looks at what was changed from outside.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use tokio::time::Instant;
+use tracing::Span;
 
 use crate::{
     base::time::now,
@@ -48,10 +49,11 @@ impl fmt::Display for ConnId {
 pub struct ConnInfo {
     id: ConnId,
     wire_peer: Addr,
-    local: Addr,
-    listener: Option<Arc<str>>,
+    origin: Arc<Origin>,
     accepted_at: Instant,
-    peer: OnceLock<Addr>,
+    // Boxed, as most connections have no proxy in front.
+    peer: OnceLock<Box<Addr>>,
+    span: OnceLock<Span>,
     /// Bytes, as the outermost meter sees them.
     read: AtomicU64,
     written: AtomicU64,
@@ -61,19 +63,31 @@ pub struct ConnInfo {
     extensions: OnceLock<Box<Mutex<Extensions>>>,
 }
 
+/// What all connections of one listener have in common.
+#[derive(Debug, Default)]
+pub(crate) struct Origin {
+    pub(crate) local: Addr,
+    pub(crate) listener: Option<Arc<str>>,
+}
+
 type Extensions = HashMap<TypeId, Box<dyn Any + Send + Sync>>;
 
 impl ConnInfo {
     /// A connection accepted now from `wire_peer`, at `local`.
     #[must_use]
     pub fn new(wire_peer: Addr, local: Addr) -> Self {
+        let listener = None;
+        Self::from_origin(wire_peer, Arc::new(Origin { local, listener }))
+    }
+
+    pub(crate) fn from_origin(wire_peer: Addr, origin: Arc<Origin>) -> Self {
         Self {
             id: ConnId::next(),
             wire_peer,
-            local,
-            listener: None,
+            origin,
             accepted_at: now(),
             peer: OnceLock::new(),
+            span: OnceLock::new(),
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
             metered: AtomicBool::new(false),
@@ -81,13 +95,6 @@ impl ConnInfo {
             waits: Waits::new(),
             extensions: OnceLock::new(),
         }
-    }
-
-    /// Names the listener it came from.
-    #[must_use]
-    pub fn from_listener(mut self, name: Arc<str>) -> Self {
-        self.listener = Some(name);
-        self
     }
 
     /// The connection's number, the same in logs, reports and errors.
@@ -101,13 +108,14 @@ impl ConnInfo {
     pub fn peer(&self) -> &Addr {
         self.peer
             .get()
-            .unwrap_or(&self.wire_peer)
+            .map_or(&self.wire_peer, |peer| peer)
     }
 
     /// Says who the client is, on the word of a proxy that is trusted. Only the first word counts.
     pub fn announce_peer(&self, peer: impl Into<Addr>) {
         // A second announcement is ignored: what was counted under the first name stays with it.
-        self.peer.get_or_init(|| peer.into());
+        self.peer
+            .get_or_init(|| Box::new(peer.into()));
     }
 
     /// The address on the socket, which is a proxy's if there is one in front.
@@ -119,13 +127,13 @@ impl ConnInfo {
     /// Our end of the connection.
     #[must_use]
     pub fn local(&self) -> &Addr {
-        &self.local
+        &self.origin.local
     }
 
     /// The name of the listener that accepted it, if it was given one.
     #[must_use]
     pub fn listener(&self) -> Option<&str> {
-        self.listener.as_deref()
+        self.origin.listener.as_deref()
     }
 
     /// When it was accepted.
@@ -150,6 +158,19 @@ impl ConnInfo {
     #[must_use]
     pub fn bytes_written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+
+    /// The span of the connection, for a layer that wants to add a field to it; disabled without
+    /// [`TraceLayer`](crate::trace::TraceLayer).
+    #[must_use]
+    pub fn span(&self) -> &Span {
+        static NONE: Span = Span::none();
+        self.span.get().unwrap_or(&NONE)
+    }
+
+    /// Gives the connection its span; the first one stays.
+    pub(crate) fn set_span(&self, span: Span) {
+        self.span.get_or_init(|| span);
     }
 
     /// Why it ended, or is about to; `None` while it is open.
@@ -223,8 +244,7 @@ impl fmt::Debug for ConnInfo {
             .field("id", &self.id)
             .field("peer", self.peer())
             .field("wire_peer", &self.wire_peer)
-            .field("local", &self.local)
-            .field("listener", &self.listener)
+            .field("origin", &self.origin)
             .field("bytes_read", &self.bytes_read())
             .field("bytes_written", &self.bytes_written())
             .field("close_reason", &self.close_reason())

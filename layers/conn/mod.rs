@@ -4,8 +4,14 @@ mod addr;
 mod connection;
 mod control;
 mod deadline;
+mod elapsed;
 mod ending;
+#[cfg(test)]
+pub(crate) mod ending_size {
+    pub(crate) type E = super::ending::Ending;
+}
 mod info;
+mod progress;
 mod reason;
 pub(crate) mod waits;
 pub(crate) mod watch;
@@ -15,8 +21,12 @@ pub use self::{
     connection::Conn,
     control::Suspended,
     deadline::Deadline,
+    elapsed::Elapsed,
     info::{ConnId, ConnInfo},
     reason::CloseReason,
-    watch::Elapsed,
 };
-pub(crate) use self::{connection::reset_on_drop, deadline::Ambient};
+pub(crate) use self::{
+    connection::reset_on_drop,
+    deadline::{Ambient, Entered},
+    info::Origin,
+};

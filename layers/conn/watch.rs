@@ -11,10 +11,8 @@
 //! times in a whole timeout, however many requests it serves.
 
 use std::{
-    error::Error,
-    fmt, io,
     pin::Pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -24,7 +22,8 @@ use pin_project_lite::pin_project;
 use crate::{
     base::time::{Timer, now},
     conn::{
-        CloseReason, ConnInfo,
+        CloseReason, ConnInfo, Elapsed,
+        progress::{Mark, Rates, TooSlow, progress},
         waits::{NEVER, Stamp, plus},
     },
 };
@@ -99,83 +98,15 @@ pin_project! {
         gone_by: Stamp,
         idle: Mark,
         stall: Mark,
-        rate_in: Window,
-        rate_out: Window,
-    }
-}
-
-/// What was seen at the last look, and when it was first seen so.
-#[derive(Debug, Clone, Copy)]
-struct Mark {
-    seen: u64,
-    at: Stamp,
-}
-
-impl Mark {
-    const NONE: Self = Self { seen: NEVER, at: 0 };
-
-    /// When it is over if what is seen now never changes; `fresh` if it is seen for the first time.
-    fn over_by(&mut self, seen: u64, now: Stamp, limit: Duration, fresh: &mut bool) -> Stamp {
-        if self.seen != seen {
-            *self = Self { seen, at: now };
-            *fresh = true;
-        }
-        plus(self.at, limit)
-    }
-}
-
-/// A stretch of time over which a rate is taken.
-#[derive(Debug, Clone, Copy)]
-struct Window {
-    /// The request it belongs to.
-    turn: u64,
-    moved: u64,
-    begun: Stamp,
-}
-
-impl Window {
-    const NONE: Self = Self {
-        turn: NEVER,
-        moved: 0,
-        begun: 0,
-    };
-
-    fn is_none(&self) -> bool {
-        self.turn == NEVER
-    }
-
-    /// When the window ends; a window that has ended is judged, and the next one begun.
-    fn look(
-        &mut self,
-        turn: u64,
-        moved: u64,
-        now: Stamp,
-        span: Duration,
-        rate: u64,
-    ) -> Result<Stamp, Verdict> {
-        let whole = !self.is_none() && plus(self.begun, span) <= now;
-        if whole {
-            let due = u128::from(rate) * u128::from(now - self.begun) / 1_000_000_000;
-            if u128::from(moved - self.moved) < due {
-                return Err(Verdict::Over(Elapsed {
-                    which: CloseReason::MinRate,
-                    limit: Some(span),
-                }));
-            }
-        }
-        if whole || self.is_none() {
-            *self = Self {
-                turn,
-                moved,
-                begun: now,
-            };
-        }
-        Ok(plus(self.begun, span))
+        rates: Option<Box<Rates>>,
+        // The task that the timer wakes, by its number.
+        wakes: Option<u32>,
     }
 }
 
 impl Watch {
     pub(crate) fn new(limits: Arc<Limits>) -> Self {
+        let rates = Rates::of(&limits);
         Self {
             timer: Timer::default(),
             limits,
@@ -187,8 +118,8 @@ impl Watch {
             gone_by: NEVER,
             idle: Mark::NONE,
             stall: Mark::NONE,
-            rate_in: Window::NONE,
-            rate_out: Window::NONE,
+            rates,
+            wakes: None,
         }
     }
 
@@ -203,7 +134,7 @@ impl Watch {
             if self.armed == NEVER {
                 return Poll::Pending;
             }
-            ready!(self.as_mut().project().timer.poll(cx));
+            ready!(self.as_mut().poll_timer(cx, info));
         }
         loop {
             let now = info.stamp(now());
@@ -219,9 +150,10 @@ impl Watch {
             // A timer that goes off too early costs one look; moving it costs every time.
             if next < *this.armed || *this.armed <= now {
                 *this.armed = next;
+                *this.wakes = None;
                 this.timer.arm(at);
             }
-            ready!(self.as_mut().project().timer.poll(cx));
+            ready!(self.as_mut().poll_timer(cx, info));
         }
     }
 
@@ -234,16 +166,15 @@ impl Watch {
         }
         if !waits.blocked.get() {
             *this.stall = Mark::NONE;
-            *this.rate_out = Window::NONE;
         }
-        if !waits.receiving.get() || this.rate_in.turn != waits.turn.load(Relaxed) {
-            *this.rate_in = Window::NONE;
+        if let Some(rates) = this.rates {
+            rates.forget_what_ended(waits);
         }
     }
 
     /// Whether something began that the timer, as it is set, would miss. Reads no clock.
     fn must_look(&self, info: &ConnInfo) -> bool {
-        let (waits, limits) = (&info.waits, &self.limits);
+        let waits = &info.waits;
         if !self.started {
             return true;
         }
@@ -268,8 +199,8 @@ impl Watch {
                 return true;
             }
         }
-        (limits.min_rate_in > 0 && waits.receiving.get() && self.rate_in.is_none())
-            || (limits.min_rate_out > 0 && waits.blocked.get() && self.rate_out.is_none())
+        let rates = self.rates.as_ref();
+        rates.is_some_and(|rates| rates.must_look(waits, &self.limits))
     }
 
     fn times_idle(&self, info: &ConnInfo) -> bool {
@@ -294,7 +225,9 @@ impl Watch {
         if waits.is_suspended() {
             let this = self.project();
             (*this.idle, *this.stall) = (Mark::NONE, Mark::NONE);
-            (*this.rate_in, *this.rate_out) = (Window::NONE, Window::NONE);
+            if let Some(rates) = this.rates {
+                rates.clear();
+            }
             return Ok(next);
         }
         next = next.min(look_at_io_deadlines(now, info)?);
@@ -372,24 +305,26 @@ impl Watch {
     }
 
     fn look_at_rates(self: Pin<&mut Self>, now: Stamp, info: &ConnInfo) -> Result<Stamp, Verdict> {
-        let waits = &info.waits;
         let this = self.project();
-        let span = this.limits.rate_window;
-        let (rate_in, rate_out) = (this.limits.min_rate_in, this.limits.min_rate_out);
-        let mut next = NEVER;
-        if rate_in > 0 && waits.receiving.get() {
-            let turn = waits.turn.load(Relaxed);
-            next = this
-                .rate_in
-                .look(turn, waits.moved_in(), now, span, rate_in)?;
+        let Some(rates) = this.rates else {
+            return Ok(NEVER);
+        };
+        let looked = rates.look(now, &info.waits, this.limits);
+        looked.map_err(|TooSlow| {
+            let window = Some(this.limits.rate_window);
+            Verdict::Over(Elapsed::new(CloseReason::MinRate, window))
+        })
+    }
+
+    /// Polls the timer, but only if it has gone off or would wake another task than this one.
+    fn poll_timer(self: Pin<&mut Self>, cx: &mut Context<'_>, info: &ConnInfo) -> Poll<()> {
+        let this = self.project();
+        let epoch = info.ending.task_epoch();
+        if epoch.is_some() && *this.wakes == epoch && !this.timer.has_gone_off() {
+            return Poll::Pending;
         }
-        if rate_out > 0 && waits.blocked.get() {
-            let by = this
-                .rate_out
-                .look(0, waits.moved_out(), now, span, rate_out)?;
-            next = next.min(by);
-        }
-        Ok(next)
+        *this.wakes = epoch;
+        this.timer.poll(cx)
     }
 
     fn due(&self, by: Stamp, now: Stamp, which: CloseReason) -> Result<Stamp, Verdict> {
@@ -400,10 +335,7 @@ impl Watch {
     }
 
     fn elapsed(&self, which: CloseReason) -> Elapsed {
-        Elapsed {
-            which,
-            limit: self.limits.of(which),
-        }
+        Elapsed::new(which, self.limits.of(which))
     }
 }
 
@@ -431,15 +363,6 @@ fn look_at_io_deadlines(now: Stamp, info: &ConnInfo) -> Result<Stamp, Verdict> {
         .min(waits.write_by.get()))
 }
 
-/// All that moved, in either direction: a reader that takes a byte now and then is not idle.
-fn progress(info: &ConnInfo) -> u64 {
-    info.waits
-        .moved_in()
-        .wrapping_add(info.waits.moved_out())
-        // Never the mark of nothing seen.
-        & (u64::MAX >> 1)
-}
-
 /// `age`, up to `share` of it sooner or later, so that connections opened together do not all end together.
 fn jittered(age: Duration, share: f64, id: u64) -> Duration {
     // The splitmix64 finaliser: neighbouring numbers, unrelated results. Nothing here must be secret.
@@ -448,61 +371,6 @@ fn jittered(age: Duration, share: f64, id: u64) -> Duration {
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     let unit = (mixed >> 11) as f64 / (1_u64 << 53) as f64;
     age.mul_f64(1.0 + share * (2.0 * unit - 1.0))
-}
-
-/// A deadline or timeout has passed.
-///
-/// It is the error of the stack, and inside the [`io::Error`] of whoever still touches the stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Elapsed {
-    which: CloseReason,
-    limit: Option<Duration>,
-}
-
-impl Elapsed {
-    pub(crate) fn new(which: CloseReason, limit: Option<Duration>) -> Self {
-        Self { which, limit }
-    }
-
-    /// Which one.
-    #[must_use]
-    pub fn which(&self) -> CloseReason {
-        self.which
-    }
-
-    /// How long it was, if it is a fixed one.
-    #[must_use]
-    pub fn limit(&self) -> Option<Duration> {
-        self.limit
-    }
-}
-
-impl fmt::Display for Elapsed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.which {
-            CloseReason::FirstByte => f.write_str("no first byte")?,
-            CloseReason::Idle => f.write_str("nothing moved")?,
-            CloseReason::WriteStall => f.write_str("no byte could be written")?,
-            CloseReason::MinRate => f.write_str("bytes moved too slowly")?,
-            CloseReason::Age => f.write_str("maximum age reached")?,
-            CloseReason::Request => f.write_str("request not complete in time")?,
-            CloseReason::Handler => f.write_str("handler not done in time")?,
-            CloseReason::Reply => f.write_str("reply not written in time")?,
-            _ => f.write_str("deadline passed")?,
-        }
-        match self.limit {
-            Some(limit) => write!(f, " within {limit:?}"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Error for Elapsed {}
-
-impl From<Elapsed> for io::Error {
-    fn from(error: Elapsed) -> Self {
-        Self::new(io::ErrorKind::TimedOut, error)
-    }
 }
 
 /// For a last reply to a request that was late, before the connection is dropped whatever it is doing.

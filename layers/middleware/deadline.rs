@@ -50,6 +50,7 @@
 //! nothing unsent stays behind in the kernel.
 
 use std::{
+    cell::Cell,
     io::{self, IoSlice},
     pin::Pin,
     sync::{
@@ -60,6 +61,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::task::AtomicWaker;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower_layer::Layer;
@@ -322,6 +324,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let _own = OwnTask::enter(cx);
         loop {
             let inner = this.inner.as_mut().as_pin_mut();
             let inner = inner.expect("not polled again after it was ready");
@@ -372,7 +375,7 @@ impl<I: Io> DeadlineIo<I> {
         match &result {
             Poll::Pending => {
                 waits.blocked.set(true);
-                waits.writer.register(cx.waker());
+                register(&waits.writer, cx);
             }
             Poll::Ready(done) => {
                 waits.blocked.set(false);
@@ -408,7 +411,7 @@ impl<I: Io> AsyncRead for DeadlineIo<I> {
         let waits = &self.info.waits;
         waits.reading.set(result.is_pending());
         match &result {
-            Poll::Pending => waits.reader.register(cx.waker()),
+            Poll::Pending => register(&waits.reader, cx),
             Poll::Ready(Err(_)) => self.info.ending.saw_failure(),
             Poll::Ready(Ok(())) => {
                 let read = buf.filled().len() - before;
@@ -462,14 +465,42 @@ impl<I: Io> AsyncWrite for DeadlineIo<I> {
 
 impl<I: Io> Drop for DeadlineIo<I> {
     fn drop(&mut self) {
-        let resets = self
-            .info
-            .close_reason()
-            .is_some_and(CloseReason::resets);
-        if resets {
+        if self.info.must_reset() {
             reset_on_drop(&self.io, &self.info);
         }
     }
+}
+
+/// While it lives, streams polled with this task's own waker need not remember it: when something is told to
+/// the connection, its future polls its service again anyway.
+struct OwnTask {
+    outer: *const (),
+}
+
+impl OwnTask {
+    fn enter(cx: &Context<'_>) -> Self {
+        Self {
+            outer: OWN_TASK.replace(cx.waker().data()),
+        }
+    }
+}
+
+impl Drop for OwnTask {
+    fn drop(&mut self) {
+        OWN_TASK.set(self.outer);
+    }
+}
+
+/// Remembers whom to wake when the stream is to fail, unless it is the connection's own task.
+fn register(waker: &AtomicWaker, cx: &Context<'_>) {
+    // Compared by address and never followed: both are alive now, so the same address is the same waker.
+    if OWN_TASK.get() != cx.waker().data() {
+        waker.register(cx.waker());
+    }
+}
+
+thread_local! {
+    static OWN_TASK: Cell<*const ()> = const { Cell::new(std::ptr::null()) };
 }
 
 /// Time for a human to type, and for a client that opens before it knows what to ask, is not what raw

@@ -188,8 +188,8 @@ struct Open {
     own: bool,
     first: bool,
     // Not yet in the shared counts.
-    read: u64,
-    written: u64,
+    read: u32,
+    written: u32,
 }
 
 impl Open {
@@ -232,9 +232,12 @@ impl Open {
         if self.own {
             self.info.count_read(bytes);
         }
-        self.read += bytes;
-        if self.read >= FOLD_AT {
-            self.fold();
+        match u64::from(self.read) + bytes {
+            sum @ ..FOLD_AT => self.read = sum as u32,
+            sum => {
+                self.read = 0;
+                self.tally.counts.add_read(sum);
+            }
         }
     }
 
@@ -244,9 +247,12 @@ impl Open {
                 if self.own {
                     self.info.count_written(bytes as u64);
                 }
-                self.written += bytes as u64;
-                if self.written >= FOLD_AT {
-                    self.fold();
+                match u64::from(self.written) + bytes as u64 {
+                    sum @ ..FOLD_AT => self.written = sum as u32,
+                    sum => {
+                        self.written = 0;
+                        self.tally.counts.add_written(sum);
+                    }
                 }
                 Poll::Ready(Ok(bytes))
             }
@@ -267,21 +273,10 @@ impl Open {
     fn fold(&mut self) {
         let counts = &self.tally.counts;
         if self.read > 0 {
-            counts
-                .read
-                .fetch_add(self.read, Relaxed);
-            counts.metrics.read.increment(self.read);
-            self.read = 0;
+            counts.add_read(std::mem::take(&mut self.read).into());
         }
         if self.written > 0 {
-            counts
-                .written
-                .fetch_add(self.written, Relaxed);
-            counts
-                .metrics
-                .written
-                .increment(self.written);
-            self.written = 0;
+            counts.add_written(std::mem::take(&mut self.written).into());
         }
     }
 }
@@ -395,6 +390,18 @@ impl Counts {
             written: AtomicU64::new(0),
             metrics: Metrics::new(service),
         }
+    }
+}
+
+impl Counts {
+    fn add_read(&self, bytes: u64) {
+        self.read.fetch_add(bytes, Relaxed);
+        self.metrics.read.increment(bytes);
+    }
+
+    fn add_written(&self, bytes: u64) {
+        self.written.fetch_add(bytes, Relaxed);
+        self.metrics.written.increment(bytes);
     }
 }
 

@@ -39,7 +39,7 @@ use std::{
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
-use tracing::{Span, debug, info, info_span, warn};
+use tracing::{debug, info, info_span, warn};
 
 use crate::{
     base::io::{GuardedIo, Io},
@@ -95,13 +95,15 @@ where
             peer = %info.peer(),
             listener = info.listener(),
         );
+        info.set_span(span);
         let closing = Closing {
-            span: span.clone(),
-            info,
+            info: Arc::clone(&info),
         };
         let conn = conn.map_io(|io| GuardedIo::new(io, closing));
-        let inner = span.in_scope(|| self.inner.call(conn));
-        TraceFuture { inner, span }
+        let inner = info
+            .span()
+            .in_scope(|| self.inner.call(conn));
+        TraceFuture { inner, info }
     }
 }
 
@@ -112,7 +114,7 @@ pin_project! {
     pub struct TraceFuture<F> {
         #[pin]
         inner: F,
-        span: Span,
+        info: Arc<ConnInfo>,
     }
 }
 
@@ -121,7 +123,7 @@ impl<F: Future> Future for TraceFuture<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let _entered = this.span.enter();
+        let _entered = this.info.span().enter();
         this.inner.poll(cx)
     }
 }
@@ -129,7 +131,6 @@ impl<F: Future> Future for TraceFuture<F> {
 /// Records the end of a connection when its stream, which holds this, is dropped.
 #[derive(Debug)]
 pub struct Closing {
-    span: Span,
     info: Arc<ConnInfo>,
 }
 
@@ -140,7 +141,7 @@ impl Drop for Closing {
         macro_rules! closed {
             ($event:ident) => {
                 $event!(
-                    parent: &self.span,
+                    parent: self.info.span(),
                     reason = reason.label(),
                     read,
                     written,

@@ -7,16 +7,18 @@ use std::{
     pin::pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
+use futures_util::future::join;
 use metrics::counter;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::net::Listener;
 use tower_service::Service;
 
 use crate::{
-    base::{error::BoxError, io::Io},
-    conn::{Addr, CloseReason, Conn, ConnInfo},
+    base::{error::BoxError, io::Io, time::now},
+    conn::{Addr, CloseReason, Conn, ConnInfo, Origin},
     server::{
         backoff::{AcceptError, Backoff, Next},
         connection::Connection,
@@ -32,6 +34,7 @@ pub(crate) struct Acceptor<L, S> {
     pub(crate) name: Option<Arc<str>>,
     pub(crate) backoff: Backoff,
     pub(crate) live: Arc<Live>,
+    pub(crate) burst: Option<Burst>,
 }
 
 enum Failure {
@@ -52,7 +55,10 @@ where
     /// reset it.
     pub(crate) async fn run(mut self) -> Result<(), ServeError> {
         let local = self.listener.local_addr();
-        let local = local.map_or(Addr::Unnamed, Into::into);
+        let origin = Arc::new(Origin {
+            local: local.map_or(Addr::Unnamed, Into::into),
+            listener: self.name.clone(),
+        });
         let live = Arc::clone(&self.live);
         let mut draining = pin!(live.reached(Phase::Draining));
         loop {
@@ -63,18 +69,15 @@ where
             };
             match accepted {
                 Ok((io, peer)) => {
-                    self.recovered();
-                    self.spawn(io, peer, &local);
+                    self.succeeded();
+                    self.spawn(io, peer, &origin);
                 }
                 Err(Failure::Service(error)) => return Err(ServeError::Service(error)),
                 Err(Failure::Accept(error)) => match self.failed(&error) {
                     Next::Retry => {}
                     Next::Wait(wait) => {
-                        let hope = async {
-                            // A connection of ours that ends has freed what was missing.
-                            sleep(self.backoff.pause()).await;
-                            live.one_ended().await;
-                        };
+                        // A connection of ours that ends has freed what was missing.
+                        let hope = join(sleep(self.backoff.pause()), live.one_ended());
                         tokio::select! {
                             () = &mut draining => break,
                             _ = timeout(wait, hope) => {}
@@ -84,14 +87,21 @@ where
                 },
             }
         }
+        self.take_queue(&origin).await;
+        Ok(())
+    }
+
+    /// Takes what is queued. One that arrived a moment ago may not have been announced to us yet, so silence
+    /// for a moment is the end of the queue and not the first pending accept.
+    async fn take_queue(&mut self, origin: &Arc<Origin>) {
         for _ in 0..QUEUE {
-            let next = poll_fn(|cx| Poll::Ready(self.poll_accept(cx))).await;
-            match next {
-                Poll::Ready(Ok((io, peer))) => self.spawn(io, peer, &local),
-                Poll::Ready(Err(_)) | Poll::Pending => break,
+            match timeout(SETTLED, poll_fn(|cx| self.poll_accept(cx))).await {
+                Ok(Ok((io, peer))) => self.spawn(io, peer, origin),
+                Ok(Err(Failure::Accept(error)))
+                    if AcceptError::of(&error) == AcceptError::Connection => {}
+                Ok(Err(_)) | Err(_) => break,
             }
         }
-        Ok(())
     }
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Result<(L::Io, Addr), Failure>> {
@@ -108,11 +118,8 @@ where
             .map_err(Failure::Accept)
     }
 
-    fn spawn(&mut self, io: L::Io, peer: Addr, local: &Addr) {
-        let mut info = ConnInfo::new(peer, local.clone());
-        if let Some(name) = &self.name {
-            info = info.from_listener(Arc::clone(name));
-        }
+    fn spawn(&mut self, io: L::Io, peer: Addr, origin: &Arc<Origin>) {
+        let info = ConnInfo::from_origin(peer, Arc::clone(origin));
         let conn = Conn::with_info(io, info);
         let info = Arc::clone(conn.info());
         let alive = self.live.enter(Arc::clone(&info));
@@ -131,20 +138,49 @@ where
         let kind = AcceptError::of(error).label();
         self.live.count_accept_error(kind);
         counter!("tower_net_accept_errors_total", "kind" => kind).increment(1);
-        let next = self.backoff.after(error);
-        if self.backoff.failures() == 1 {
-            tracing::warn!(%error, kind, listener = self.name.as_deref(), "accept failed");
+        if AcceptError::of(error) != AcceptError::Connection {
+            let burst = self.burst.get_or_insert_with(|| {
+                tracing::warn!(%error, kind, listener = self.name.as_deref(), "accept failed");
+                Burst::default()
+            });
+            burst.failures += 1;
+            burst.last = Some(now());
         }
-        next
+        self.backoff.after(error)
     }
 
-    fn recovered(&mut self) {
-        let failures = self.backoff.succeeded();
-        if failures > 0 {
+    fn succeeded(&mut self) {
+        self.backoff.succeeded();
+        // Near the limit accepts fail and succeed in turn: that is one burst, and one line in the log.
+        if let Some(burst) = self
+            .burst
+            .take_if(|burst| burst.is_over())
+        {
+            let failures = burst.failures;
             tracing::info!(failures, listener = self.name.as_deref(), "accepting again");
         }
     }
 }
 
+/// Failures that belong together.
+#[derive(Debug, Default)]
+pub(crate) struct Burst {
+    failures: u64,
+    last: Option<Instant>,
+}
+
+impl Burst {
+    fn is_over(&self) -> bool {
+        self.last
+            .is_none_or(|last| now() - last >= QUIET)
+    }
+}
+
 /// No kernel queues more by default; whoever set a longer queue loses the rest in a drain.
 const QUEUE: usize = 4096;
+
+/// Long beside a handshake on a local network, short beside any drain.
+const SETTLED: Duration = Duration::from_millis(10);
+
+/// After so long without a failure, the next one is news again.
+const QUIET: Duration = Duration::from_secs(1);

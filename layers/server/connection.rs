@@ -82,7 +82,7 @@ where
             .as_ref()
             .is_some_and(|known| known.will_wake(cx.waker()))
         {
-            info.ending.register(cx.waker());
+            info.ending.keep_registered(cx.waker());
             *this.known = Some(cx.waker().clone());
         }
         if !info.ending.is_cut() {

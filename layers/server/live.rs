@@ -45,6 +45,8 @@ struct Entry {
     info: Arc<ConnInfo>,
     /// It was at work when it was told to leave.
     busy: bool,
+    /// It had not left in time.
+    cut: bool,
 }
 
 impl Live {
@@ -87,6 +89,7 @@ impl Live {
             open.connections.insert(Entry {
                 info: Arc::clone(&info),
                 busy: false,
+                cut: false,
             })
         };
         if self.phase() >= Phase::Draining {
@@ -137,8 +140,11 @@ impl Live {
             connections,
             counts,
         } = &mut *open;
-        for (_, entry) in connections.iter() {
-            if entry.info.close_reason().is_none() && counts.stragglers.len() < STRAGGLERS {
+        for (_, entry) in connections {
+            // One that has said everything and lingers for the peer has finished.
+            let finished = entry.info.close_reason().is_some() && !entry.info.waits.blocked.get();
+            entry.cut = !finished;
+            if entry.cut && counts.stragglers.len() < STRAGGLERS {
                 counts
                     .stragglers
                     .push(Straggler::new(&entry.info));
@@ -191,9 +197,9 @@ impl Drop for Alive {
             let counts = &mut open.counts;
             counts.closed[reason.index()] += 1;
             if draining {
-                match reason {
-                    CloseReason::Cut => counts.cut += 1,
-                    _ if entry.busy => counts.finished += 1,
+                match entry {
+                    Entry { cut: true, .. } => counts.cut += 1,
+                    Entry { busy: true, .. } => counts.finished += 1,
                     _ => counts.idle += 1,
                 }
             }

@@ -220,6 +220,7 @@ where
             name,
             backoff: serve.backoff.clone(),
             live: Arc::clone(&live),
+            burst: None,
         });
     let mut loops: FuturesUnordered<_> = acceptors
         .map(|one| Box::pin(one.run()))

@@ -155,7 +155,9 @@ fn refuse_if_taken(path: &Path) -> io::Result<()> {
         there => there?,
     };
     let problem = if there.file_type().is_socket() {
-        match std_net::UnixStream::connect(path) {
+        // Without waiting: a listener whose queue is full is alive, and must not hold us up.
+        let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+        match probe.connect(&SockAddr::unix(path)?) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
             _ => "somebody listens at",
         }

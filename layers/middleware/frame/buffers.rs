@@ -1,11 +1,11 @@
 //! What one connection has read and not decoded, and encoded and not written.
 //!
-//! A connection that waits holds no memory for either. Small buffers come from the allocator, which is fast
-//! for them; large ones are kept by the thread, a few at a time, since asking for 64 KiB and giving it back
-//! for every burst makes the allocator return it to the system each time.
+//! A connection that waits holds no memory for either: it takes a buffer when bytes arrive and gives it back
+//! when they are dealt with. Buffers go from connection to connection of a thread, which keeps a few of each
+//! size; asking the allocator each time costs more than many a request, and for large ones it returns the
+//! memory to the system each time.
 
 use std::{
-    cell::RefCell,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -19,16 +19,19 @@ use tokio_util::io::{poll_read_buf, poll_write_buf};
 #[derive(Debug)]
 pub(super) struct Input {
     pub(super) bytes: BytesMut,
-    /// How much to make room for at the next read: what the last ones were worth.
-    room: usize,
-    largest: usize,
+    /// How large a buffer to read into: what the last reads were worth.
+    size: Size,
+    /// The size of the buffer as it was taken, unless it was replaced since.
+    taken: Option<Size>,
+    largest: u32,
 }
 
 impl Input {
     pub(super) fn new() -> Self {
         Self {
             bytes: BytesMut::new(),
-            room: ROOM_MIN,
+            size: Size::Small,
+            taken: None,
             largest: 0,
         }
     }
@@ -43,41 +46,56 @@ impl Input {
         cx: &mut Context<'_>,
         io: &mut (impl AsyncRead + Unpin),
     ) -> Poll<io::Result<usize>> {
-        let spare = self.bytes.capacity() - self.bytes.len();
-        if spare < ROOM_MIN.min(self.room) {
-            self.grow();
+        if self.bytes.capacity() - self.bytes.len() < ENOUGH {
+            self.make_room();
         }
         let room = self.bytes.capacity() - self.bytes.len();
         let read = ready!(poll_read_buf(Pin::new(io), cx, &mut self.bytes))?;
-        self.largest = self.largest.max(read);
+        self.largest = self.largest.max(read as u32);
         if read == room {
-            self.room = (self.room * 4).min(ROOM_MAX);
+            self.size = self.size.larger();
         }
         Poll::Ready(Ok(read))
     }
 
     /// Makes room, by what was received and never by what a peer announced.
-    fn grow(&mut self) {
-        if self.bytes.is_empty() && self.room >= LARGE {
-            self.bytes = spare::take();
-            return;
+    #[cold]
+    fn make_room(&mut self) {
+        if self.bytes.is_empty() {
+            self.give_back();
+            self.bytes = spare::take(self.size);
+            self.taken = Some(self.size);
+        } else {
+            let size = self.size.bytes().max(self.bytes.len());
+            self.bytes.reserve(size);
+            self.taken = None;
         }
-        self.bytes
-            .reserve(self.room.max(self.bytes.len()));
     }
 
     /// The connection parks: gives back what it does not need meanwhile.
     pub(super) fn park(&mut self) {
-        if self.largest > 0 && self.largest * 4 < self.room {
-            self.room = (self.room / 2).max(ROOM_MIN);
+        let largest = std::mem::take(&mut self.largest) as usize;
+        if largest > 0 && largest < self.size.smaller().bytes() / 2 {
+            self.size = self.size.smaller();
         }
-        self.largest = 0;
         if self.bytes.is_empty() {
-            spare::give(std::mem::take(&mut self.bytes));
-        } else if self.bytes.len() <= ROOM_MIN && self.bytes.capacity() >= LARGE {
+            self.give_back();
+        } else if self.bytes.len() <= ENOUGH
+            && self
+                .taken
+                .is_none_or(|size| size != Size::Small)
+        {
             // A little of the next frame must not keep the whole of a large buffer.
-            let small = BytesMut::from(&self.bytes[..]);
-            spare::give(std::mem::replace(&mut self.bytes, small));
+            let little = BytesMut::from(&self.bytes[..]);
+            self.give_back();
+            self.bytes = little;
+        }
+    }
+
+    fn give_back(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        if let Some(size) = self.taken.take() {
+            spare::give(bytes, size);
         }
     }
 }
@@ -86,9 +104,10 @@ impl Input {
 #[derive(Debug)]
 pub(super) struct Output {
     pub(super) bytes: BytesMut,
-    /// How much the last bursts came to.
-    room: usize,
     written: u64,
+    /// How large a buffer to encode into: what the last bursts came to.
+    size: Size,
+    taken: Size,
     unflushed: bool,
 }
 
@@ -96,12 +115,14 @@ impl Output {
     pub(super) fn new() -> Self {
         Self {
             bytes: BytesMut::new(),
-            room: 0,
             written: 0,
+            size: Size::Small,
+            taken: Size::Small,
             unflushed: false,
         }
     }
 
+    #[inline]
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -121,13 +142,12 @@ impl Output {
         self.written
     }
 
-    /// Room for the next reply.
-    pub(super) fn make_room(&mut self) -> &mut BytesMut {
-        if self.bytes.capacity() == 0 && self.room > 0 {
-            self.bytes = match self.room {
-                LARGE.. => spare::take(),
-                room => BytesMut::with_capacity(room),
-            };
+    /// Where the next reply goes.
+    #[inline]
+    pub(super) fn buffer(&mut self) -> &mut BytesMut {
+        if self.bytes.capacity() == 0 {
+            self.bytes = spare::take(self.size);
+            self.taken = self.size;
         }
         &mut self.bytes
     }
@@ -138,10 +158,12 @@ impl Output {
         cx: &mut Context<'_>,
         io: &mut (impl AsyncWrite + Unpin),
     ) -> Poll<io::Result<()>> {
-        self.room = self
-            .room
-            .max(self.bytes.len())
-            .min(ROOM_MAX);
+        let burst = self.bytes.len();
+        if burst > self.size.bytes() {
+            self.size = self.size.larger();
+        } else if burst > 0 && burst < self.size.smaller().bytes() / 2 {
+            self.size = self.size.smaller();
+        }
         while self.bytes.has_remaining() {
             let written = ready!(poll_write_buf(Pin::new(&mut *io), cx, &mut self.bytes))?;
             if written == 0 {
@@ -159,46 +181,100 @@ impl Output {
 
     /// The connection parks: gives back what it does not need meanwhile.
     pub(super) fn park(&mut self) {
-        if self.bytes.is_empty() && self.bytes.capacity() > 0 {
-            spare::give(std::mem::take(&mut self.bytes));
+        if self.bytes.is_empty() {
+            spare::give(std::mem::take(&mut self.bytes), self.taken);
         }
     }
 }
 
-/// The large buffers that a thread keeps.
+/// The sizes that buffers come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Size {
+    /// A small request, or a few.
+    Small = 2 * 1024,
+    /// Requests of some kilobytes: a handler that keeps one does not keep much more.
+    Medium = 16 * 1024,
+    /// Bursts and bulk: the system call costs little beside the bytes.
+    Large = 64 * 1024,
+}
+
+impl Size {
+    fn bytes(self) -> usize {
+        self as usize
+    }
+
+    fn larger(self) -> Self {
+        match self {
+            Self::Small => Self::Medium,
+            Self::Medium | Self::Large => Self::Large,
+        }
+    }
+
+    fn smaller(self) -> Self {
+        match self {
+            Self::Small | Self::Medium => Self::Small,
+            Self::Large => Self::Medium,
+        }
+    }
+}
+
+/// The buffers that a thread keeps.
 mod spare {
-    use super::{BytesMut, ROOM_MAX, RefCell};
+    use std::cell::RefCell;
+
+    use super::{BytesMut, Size};
 
     thread_local! {
-        static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+        static SPARE: RefCell<Spare> = const { RefCell::new(Spare::new()) };
     }
 
-    pub(super) fn take() -> BytesMut {
-        SPARE
-            .with_borrow_mut(Vec::pop)
-            .unwrap_or_else(|| BytesMut::with_capacity(ROOM_MAX))
+    struct Spare {
+        small: Vec<BytesMut>,
+        medium: Vec<BytesMut>,
+        large: Vec<BytesMut>,
     }
 
-    /// Keeps `bytes` if it is large and nobody else's by now, and drops it otherwise.
-    pub(super) fn give(mut bytes: BytesMut) {
-        bytes.clear();
-        SPARE.with_borrow_mut(|spare| {
-            // What frames were split off still counts: the whole comes back once they are gone.
-            if spare.len() < KEPT && bytes.try_reclaim(ROOM_MAX) {
-                spare.push(bytes);
+    impl Spare {
+        const fn new() -> Self {
+            Self {
+                small: Vec::new(),
+                medium: Vec::new(),
+                large: Vec::new(),
             }
-        });
+        }
+
+        fn of(&mut self, size: Size) -> &mut Vec<BytesMut> {
+            match size {
+                Size::Small => &mut self.small,
+                Size::Medium => &mut self.medium,
+                Size::Large => &mut self.large,
+            }
+        }
     }
 
-    /// One to read into and one to write from, twice: for a connection, and for one it talks to.
+    pub(super) fn take(size: Size) -> BytesMut {
+        let spare = SPARE.with_borrow_mut(|spare| spare.of(size).pop());
+        spare.unwrap_or_else(|| BytesMut::with_capacity(size.bytes()))
+    }
+
+    /// Keeps the buffer if it is nobody else's by now, and drops it otherwise.
+    pub(super) fn give(mut bytes: BytesMut, size: Size) {
+        bytes.clear();
+        // What frames were split off still counts: the whole comes back once they are gone.
+        if bytes.capacity() >= size.bytes() || bytes.try_reclaim(size.bytes()) {
+            SPARE.with_borrow_mut(|spare| {
+                let kept = spare.of(size);
+                if kept.len() < KEPT {
+                    kept.push(bytes);
+                }
+            });
+        }
+    }
+
+    /// One to read into and one to write from, twice: for a connection, and for one it talks to. A thread
+    /// thus keeps 328 KiB at the most.
     const KEPT: usize = 4;
 }
 
-/// A small request and its neighbours; still in the allocator's fastest class.
-const ROOM_MIN: usize = 1024;
-
-/// Enough for the system call to cost little beside the bytes.
-const ROOM_MAX: usize = 64 * 1024;
-
-/// From here on a buffer is worth keeping.
-const LARGE: usize = 16 * 1024;
+/// With less room than this left, a read is not worth its system call.
+const ENOUGH: usize = 1024;

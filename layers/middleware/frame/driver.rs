@@ -11,6 +11,7 @@
 
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
@@ -26,11 +27,11 @@ use crate::{
         io::{Io, Linger, linger},
         time::now,
     },
-    conn::{CloseReason, Conn, ConnInfo, Elapsed, waits::plus},
+    conn::{Ambient, CloseReason, Conn, ConnInfo, Elapsed, reset_on_drop, waits::plus},
     middleware::frame::{
         CodecError, FrameError, LastReply, Request,
         buffers::{Input, Output},
-        flight::{Done, Flight, Outcome},
+        flight::{Flight, Outcome},
         serve::Shared,
     },
 };
@@ -51,7 +52,7 @@ where
     output: Output,
     flight: Flight<S::Future, S::Response>,
     /// Decoded, while the service is not ready for it.
-    waiting: Option<C::Item>,
+    waiting: Option<Box<C::Item>>,
     /// The number of the last request taken.
     turn: u64,
     /// The number of the last request that will be taken, once it must leave.
@@ -63,6 +64,8 @@ where
     /// Replies above the high-water mark, and not yet below the low one.
     congested: bool,
     ended: bool,
+    /// Told to leave, and past the last read: only what has begun to arrive is still taken.
+    sealed: bool,
     leaving: Option<CloseReason>,
     ending: Option<Box<Ending<S::Response>>>,
     closing: Option<Closing>,
@@ -75,6 +78,7 @@ type Closing = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Nothing more is taken; what is in flight is finished.
 struct Ending<R> {
+    reason: CloseReason,
     last: Option<R>,
     error: Option<FrameError>,
     lingers: bool,
@@ -101,7 +105,7 @@ where
             last,
             input: Input::new(),
             output: Output::new(),
-            flight: Flight::new(shared.framing.handler),
+            flight: Flight::new(),
             waiting: None,
             turn: 0,
             last_turn: u64::MAX,
@@ -109,6 +113,7 @@ where
             timed_reply: None,
             congested: false,
             ended: false,
+            sealed: false,
             leaving: None,
             ending: None,
             closing: None,
@@ -156,25 +161,23 @@ where
             if !self.wants_input() {
                 break;
             }
+            if reads >= READS_A_POLL {
+                cx.waker().wake_by_ref();
+                break;
+            }
             let conn = self
                 .conn
                 .as_mut()
                 .expect("not polled again once ready");
             match self.input.poll_read(cx, conn) {
                 Poll::Ready(Ok(0)) => self.ended = true,
-                Poll::Ready(Ok(_)) => {
-                    reads += 1;
-                    if reads >= READS_A_POLL {
-                        self.take_no_more();
-                        cx.waker().wake_by_ref();
-                        break;
-                    }
-                }
+                Poll::Ready(Ok(_)) => reads += 1,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
-                Poll::Pending if self.take_no_more() => {}
+                Poll::Pending if self.seal() => {}
                 Poll::Pending => break,
             }
         }
+        self.seal();
         self.park();
         Poll::Pending
     }
@@ -199,41 +202,68 @@ where
         self.leaving = self.info.ending.leaving();
     }
 
-    /// Encodes the replies that are there, in order.
+    /// Encodes the replies that are there, in order. A panic ends the one it belongs to.
     fn collect(&mut self, cx: &mut Context<'_>) {
+        if self.flight.is_empty() {
+            return;
+        }
+        // Unwind safety: what panicked is dropped here and now.
+        if catch_unwind(AssertUnwindSafe(|| self.collect_all(cx))).is_err() {
+            self.flight.clear_alone();
+            self.settle(Err(FrameError::Panicked));
+        }
+    }
+
+    fn collect_all(&mut self, cx: &mut Context<'_>) {
+        let ambient = Ambient::enter();
         while !self.congested {
-            let Poll::Ready(Some(done)) = self.flight.poll_next(cx) else {
+            let Poll::Ready(Some(done)) = self.flight.poll_next(&ambient, cx) else {
                 break;
             };
-            match done {
-                Done {
-                    since: Some(since),
-                    outcome,
-                } => {
+            match done.since {
+                Some(since) => {
                     let took = now().saturating_duration_since(since);
-                    self.shared
-                        .metrics
-                        .waited(outcome.is_ok(), took);
-                    self.settle(outcome);
+                    let metrics = &self.shared.metrics;
+                    metrics.waited(done.outcome.is_ok(), took);
                 }
-                Done { outcome, .. } => {
-                    self.at_once += 1;
-                    self.settle(outcome);
-                }
+                None => self.at_once += 1,
             }
+            self.settle(done.outcome);
         }
     }
 
     /// Takes the requests that are here, while there is room for them; `true` if any was queued.
     fn take(&mut self, cx: &mut Context<'_>) -> bool {
-        let depth = self.shared.framing.depth;
+        if self.input.is_empty() && self.waiting.is_none() && !self.ended {
+            self.take_last();
+            self.leave_if_done();
+            return false;
+        }
+        // Unwind safety: a handler that panics takes its seat along; a codec that does is not used again.
+        match catch_unwind(AssertUnwindSafe(|| self.take_all(cx))) {
+            Ok(queued) => queued,
+            Err(_) if self.flight.is_empty() => {
+                self.settle(Err(FrameError::Panicked));
+                false
+            }
+            Err(_) => {
+                self.flight
+                    .push_done(Err(FrameError::Panicked));
+                true
+            }
+        }
+    }
+
+    fn take_all(&mut self, cx: &mut Context<'_>) -> bool {
+        let ambient = Ambient::enter();
+        let (depth, limit) = (self.shared.framing.depth, self.shared.framing.handler);
         let mut queued = false;
         while self.ending.is_none() && !self.congested && self.flight.len() < depth {
-            let Some(message) = self
+            let waiting = self
                 .waiting
                 .take()
-                .or_else(|| self.decode())
-            else {
+                .map(|message| *message);
+            let Some(message) = waiting.or_else(|| self.decode()) else {
                 break;
             };
             match self.service.poll_ready(cx) {
@@ -243,20 +273,21 @@ where
                     break;
                 }
                 Poll::Pending => {
-                    self.waiting = Some(message);
+                    self.waiting = Some(Box::new(message));
                     break;
                 }
             }
             let request = Request::new(message, Arc::clone(&self.info));
-            let service = &mut self.service;
+            let handler = self.service.call(request);
             match self
                 .flight
-                .start(|| service.call(request), cx)
+                .start(handler, limit, &ambient, cx)
             {
-                Poll::Ready(outcome) => {
+                Poll::Ready(Ok(reply)) => {
                     self.at_once += 1;
-                    self.settle(outcome);
+                    self.encode(reply);
                 }
+                Poll::Ready(Err(error)) => self.settle(Err(FrameError::Service(error.into()))),
                 Poll::Pending => queued |= self.flight.is_queued(),
             }
         }
@@ -266,14 +297,11 @@ where
     /// The next request, if all of it is here.
     fn decode(&mut self) -> Option<C::Item> {
         while self.ending.is_none() {
+            if self.input.is_empty() && !self.ended {
+                self.take_last();
+            }
             if self.turn >= self.last_turn {
-                if self.flight.is_empty() {
-                    self.end(
-                        self.leaving
-                            .unwrap_or(CloseReason::Served),
-                        true,
-                    );
-                }
+                self.leave_if_done();
                 return None;
             }
             if self.input.is_empty() && !self.ended {
@@ -292,6 +320,7 @@ where
                 }
                 Ok(None) if self.ended => self.end(CloseReason::Peer, false),
                 Ok(None) => {
+                    self.take_last();
                     self.check_buffered();
                     return None;
                 }
@@ -299,6 +328,17 @@ where
             }
         }
         None
+    }
+
+    /// The last request that is taken has been, and its reply is there.
+    fn leave_if_done(&mut self) {
+        if self.turn >= self.last_turn && self.flight.is_empty() && self.ending.is_none() {
+            self.end(
+                self.leaving
+                    .unwrap_or(CloseReason::Served),
+                true,
+            );
+        }
     }
 
     fn check_buffered(&mut self) {
@@ -343,7 +383,7 @@ where
         let before = self.output.len();
         if let Err(error) = self
             .codec
-            .encode(reply, self.output.make_room())
+            .encode(reply, self.output.buffer())
         {
             self.output.bytes.truncate(before);
             self.flight.clear();
@@ -355,6 +395,8 @@ where
     fn fail(&mut self, error: FrameError) {
         if self.ending.is_none() {
             let last = self.last.last_reply(&error);
+            // An error is the reason whatever comes of it; an orderly end is one only once it is reached.
+            self.info.end_with(error.reason());
             self.end(error.reason(), true);
             if let Some(ending) = &mut self.ending {
                 (ending.last, ending.error) = (last, Some(error));
@@ -363,9 +405,9 @@ where
     }
 
     fn end(&mut self, reason: CloseReason, lingers: bool) {
-        self.info.end_with(reason);
         self.waiting = None;
         self.ending = Some(Box::new(Ending {
+            reason,
             last: None,
             error: None,
             lingers,
@@ -385,7 +427,7 @@ where
             let before = self.output.len();
             if self
                 .codec
-                .encode(last, self.output.make_room())
+                .encode(last, self.output.buffer())
                 .is_err()
             {
                 self.output.bytes.truncate(before);
@@ -399,25 +441,38 @@ where
             && !self.congested
             && self.waiting.is_none()
             && self.turn < self.last_turn
+            && !(self.sealed && self.last_turn == u64::MAX)
             && self.flight.len() < self.shared.framing.depth
     }
 
-    /// Told to leave, with everything taken that had arrived: a request that has begun to arrive is the last
-    /// one. `true` if that leaves something to do now.
-    fn take_no_more(&mut self) -> bool {
-        let Some(reason) = self.leaving else {
+    /// About to park, told to leave: what has arrived by now is the last of it. `true` if that leaves
+    /// something to do at once.
+    fn seal(&mut self) -> bool {
+        let Some(reason) = self.leaving.filter(|_| !self.sealed) else {
             return false;
         };
-        if self.last_turn != u64::MAX {
+        let dry = self.wants_input();
+        self.sealed = true;
+        if !dry {
+            // Whole requests may be here that there is no room for yet.
             return false;
         }
-        let partial = !self.input.is_empty();
-        self.last_turn = self.turn + u64::from(partial);
-        if !partial && self.flight.is_empty() && self.output.is_clear() {
+        self.take_last();
+        if self.last_turn > self.turn {
+            return false;
+        }
+        if self.flight.is_empty() && self.output.is_clear() {
             // Idle: nothing of the peer's is here that a close would turn into a reset.
             self.end(reason, false);
         }
-        !partial
+        true
+    }
+
+    /// No whole request is here any more: one that has begun to arrive is the last.
+    fn take_last(&mut self) {
+        if self.sealed && self.last_turn == u64::MAX {
+            self.last_turn = self.turn + u64::from(!self.input.is_empty());
+        }
     }
 
     /// Notes what is waited for, and gives back what is not needed meanwhile.
@@ -466,9 +521,7 @@ where
 
         self.input.park();
         self.output.park();
-        if self.flight.is_empty() {
-            self.flight.shrink();
-        }
+        self.flight.shrink();
         self.report();
     }
 
@@ -497,7 +550,10 @@ where
         let lingers = self
             .ending
             .as_ref()
-            .is_some_and(|ending| ending.lingers);
+            .is_some_and(|ending| {
+                self.info.end_with(ending.reason);
+                ending.lingers
+            });
         if (!lingers || self.ended)
             && Pin::new(&mut conn)
                 .poll_shutdown(cx)
@@ -543,6 +599,10 @@ where
 
     /// Drops the stream and everything in flight.
     pub(super) fn abandon(&mut self) {
+        let unsent = self.info.must_reset() || !self.output.is_clear();
+        if let Some(conn) = self.conn.as_ref().filter(|_| unsent) {
+            reset_on_drop(conn, &self.info);
+        }
         self.flight.clear();
         self.conn = None;
         self.closing = None;

@@ -5,7 +5,7 @@
 //! Either one handler waits alone, or all of those that wait are in a queue. Alone it is polled with the
 //! connection's own waker and costs one allocation; in a queue each has a waker of its own, so that many
 //! that wait do not poll each other. A handler that answers at once never gets this far: it is polled in a
-//! box that is used again for the next one.
+//! seat that is used again for the next one.
 
 use std::{
     collections::VecDeque,
@@ -17,24 +17,44 @@ use std::{
 };
 
 use futures_util::stream::{FuturesOrdered, Stream};
+use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
 use crate::{
     base::error::BoxError,
-    conn::{Ambient, Deadline},
+    conn::{Ambient, Deadline, Entered},
     middleware::frame::FrameError,
 };
 
 /// What became of a request: a reply, nothing to reply, or a failure.
 pub(super) type Outcome<R> = Result<Option<R>, FrameError>;
 
-/// A place for one handler's future, filled again and again.
-type Slot<F> = Pin<Box<Option<F>>>;
-
 /// What became of a request, and since when it was waited for, if it was.
 pub(super) struct Done<R> {
     pub(super) outcome: Outcome<R>,
     pub(super) since: Option<Instant>,
+}
+
+/// The requests in flight.
+pub(super) struct Flight<F: Future, R> {
+    spare: Option<Pin<Box<Seat<F>>>>,
+    alone: Option<Pin<Box<Seat<F>>>>,
+    queue: Option<Box<Queue<F, R>>>,
+}
+
+struct Queue<F: Future, R> {
+    replies: FuturesOrdered<Queued<F, R>>,
+    /// The wait of each, in the same order.
+    waits: VecDeque<Arc<Mutex<Wait>>>,
+}
+
+pin_project! {
+    /// A place for one handler, filled again and again.
+    struct Seat<F> {
+        #[pin]
+        handler: Option<F>,
+        wait: Wait,
+    }
 }
 
 /// How long one handler has been waited for, and how long it may be.
@@ -45,9 +65,10 @@ struct Wait {
 }
 
 impl Wait {
-    fn new(due: Ambient) -> Self {
-        Self { due, since: None }
-    }
+    const NONE: Self = Self {
+        due: Ambient::Outside,
+        since: None,
+    };
 
     /// Counts from `now` if it has only just begun; returns when it is due.
     fn stamp(&mut self, now: &mut impl FnMut() -> Instant) -> Option<Instant> {
@@ -62,28 +83,12 @@ impl Wait {
     }
 }
 
-/// The requests in flight.
-pub(super) struct Flight<F: Future, R> {
-    spare: Option<Slot<F>>,
-    alone: Option<(Slot<F>, Wait)>,
-    queue: Option<Box<Queue<F, R>>>,
-    limit: Duration,
-}
-
-struct Queue<F: Future, R> {
-    replies: FuturesOrdered<Queued<F, R>>,
-    /// The wait of each, in the same order.
-    waits: VecDeque<Arc<Mutex<Wait>>>,
-}
-
 impl<F: Future, R> Flight<F, R> {
-    /// Handlers have `limit` each.
-    pub(super) fn new(limit: Duration) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             spare: None,
             alone: None,
             queue: None,
-            limit,
         }
     }
 
@@ -99,20 +104,37 @@ impl<F: Future, R> Flight<F, R> {
         usize::from(self.alone.is_some()) + queued
     }
 
+    /// Whether handlers are queued, so that [`poll_next`](Self::poll_next) must see them before the
+    /// connection parks: each has to be given a waker of its own.
+    pub(super) fn is_queued(&self) -> bool {
+        self.queue.is_some()
+    }
+
     /// Drops every handler where it stands.
     pub(super) fn clear(&mut self) {
         (self.alone, self.queue, self.spare) = (None, None, None);
     }
 
+    /// Drops the handler that waits alone, which panicked.
+    pub(super) fn clear_alone(&mut self) -> bool {
+        self.alone.take().is_some()
+    }
+
     /// Gives back what a connection that waits has no use for.
     pub(super) fn shrink(&mut self) {
-        self.spare = None;
+        if self.is_empty() {
+            self.spare = None;
+        }
     }
 
     /// Gives every handler that has begun to wait its deadline, and returns the earliest of all.
     pub(super) fn stamp(&mut self, mut now: impl FnMut() -> Instant) -> Option<Instant> {
-        if let Some((_, wait)) = &mut self.alone {
-            return wait.stamp(&mut now);
+        if let Some(seat) = &mut self.alone {
+            return seat
+                .as_mut()
+                .project()
+                .wait
+                .stamp(&mut now);
         }
         let waits = self
             .queue
@@ -122,59 +144,20 @@ impl<F: Future, R> Flight<F, R> {
             .filter_map(|wait| lock(wait).stamp(&mut now))
             .min()
     }
-}
-
-impl<F, T, E> Flight<F, T>
-where
-    F: Future<Output = Result<T, E>>,
-    E: Into<BoxError>,
-{
-    /// Calls a handler and polls it once. Ready if its reply is there and next in order.
-    pub(super) fn start(
-        &mut self,
-        call: impl FnOnce() -> F,
-        cx: &mut Context<'_>,
-    ) -> Poll<Outcome<T>> {
-        let mut slot = self
-            .spare
-            .take()
-            .unwrap_or_else(|| Box::pin(None));
-        let mut due = Ambient::Fresh(self.limit);
-        let polled = due.scope(|| {
-            catch(|| {
-                slot.set(Some(call()));
-                poll_slot(&mut slot, cx)
-            })
-        });
-        if let Poll::Ready(answer) = polled {
-            slot.set(None);
-            self.spare = Some(slot);
-            let outcome = outcome_of(answer);
-            if self.is_empty() {
-                return Poll::Ready(outcome);
-            }
-            self.push_done(outcome);
-        } else if self.is_empty() {
-            self.alone = Some((slot, Wait::new(due)));
-        } else {
-            self.push_running(slot, Wait::new(due));
-        }
-        Poll::Pending
-    }
 
     /// Puts an outcome in its place behind what is in flight.
-    pub(super) fn push_done(&mut self, outcome: Outcome<T>) {
-        let wait = Wait::new(Ambient::Outside);
-        self.push(wait, |_| Queued::Done(Some(outcome)));
+    pub(super) fn push_done(&mut self, outcome: Outcome<R>) {
+        self.push(Wait::NONE, |_| Queued::Done(Some(outcome)));
     }
 
-    fn push_running(&mut self, slot: Slot<F>, wait: Wait) {
-        self.push(wait, |wait| Queued::Running { slot, wait });
+    fn push_running(&mut self, mut seat: Pin<Box<Seat<F>>>) {
+        let wait = std::mem::replace(seat.as_mut().project().wait, Wait::NONE);
+        self.push(wait, |wait| Queued::Running { seat, wait });
     }
 
-    fn push(&mut self, wait: Wait, job: impl FnOnce(Arc<Mutex<Wait>>) -> Queued<F, T>) {
-        if let Some((slot, wait)) = self.alone.take() {
-            self.push_running(slot, wait);
+    fn push(&mut self, wait: Wait, job: impl FnOnce(Arc<Mutex<Wait>>) -> Queued<F, R>) {
+        if let Some(seat) = self.alone.take() {
+            self.push_running(seat);
         }
         let queue = self.queue.get_or_insert_with(|| {
             Box::new(Queue {
@@ -186,25 +169,71 @@ where
         queue.waits.push_back(Arc::clone(&wait));
         queue.replies.push_back(job(wait));
     }
+}
 
-    /// Whether handlers are queued, so that [`poll_next`](Self::poll_next) must see them before the
-    /// connection parks: each has to be given a waker of its own.
-    pub(super) fn is_queued(&self) -> bool {
-        self.queue.is_some()
+impl<F, T, E> Flight<F, T>
+where
+    F: Future<Output = Result<T, E>>,
+    E: Into<BoxError>,
+{
+    /// Polls a handler for the first time. Ready if its reply is there and next in order.
+    #[inline]
+    pub(super) fn start(
+        &mut self,
+        handler: F,
+        limit: Duration,
+        ambient: &Entered,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<T, E>> {
+        let mut seat = self.spare.take().unwrap_or_else(|| {
+            Box::pin(Seat {
+                handler: None,
+                wait: Wait::NONE,
+            })
+        });
+        ambient.set(Ambient::Fresh(limit));
+        let polled = {
+            let mut place = seat.as_mut().project().handler;
+            place.set(Some(handler));
+            let polled = poll_seated(place.as_mut(), cx);
+            if polled.is_ready() {
+                place.set(None);
+            }
+            polled
+        };
+        if let Poll::Ready(answer) = polled {
+            self.spare = Some(seat);
+            if self.is_empty() {
+                return Poll::Ready(answer);
+            }
+            self.push_done(outcome_of(answer));
+            return Poll::Pending;
+        }
+        seat.as_mut().project().wait.due = ambient.get();
+        if self.is_empty() {
+            self.alone = Some(seat);
+        } else {
+            self.push_running(seat);
+        }
+        Poll::Pending
     }
 
     /// The next outcome in order; `None` if nothing is in flight.
-    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Done<T>>> {
-        if let Some((slot, wait)) = &mut self.alone {
-            let polled = wait
-                .due
-                .scope(|| catch(|| poll_slot(slot, cx)));
-            let outcome = outcome_of(ready!(polled));
-            let since = wait.since;
-            self.spare = self.alone.take().map(|(mut slot, _)| {
-                slot.set(None);
-                slot
-            });
+    pub(super) fn poll_next(
+        &mut self,
+        ambient: &Entered,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Done<T>>> {
+        if let Some(seat) = &mut self.alone {
+            // It stays in place while it is polled, so that a panic leaves it where it is found.
+            let place = seat.as_mut().project();
+            ambient.set(place.wait.due);
+            let polled = poll_seated(place.handler, cx);
+            place.wait.due = ambient.get();
+            let answer = ready!(polled);
+            let since = place.wait.since;
+            self.spare = self.alone.take().map(Seat::vacate);
+            let outcome = outcome_of(answer);
             return Poll::Ready(Some(Done { outcome, since }));
         }
         let Some(queue) = &mut self.queue else {
@@ -212,6 +241,7 @@ where
         };
         let outcome = match ready!(Pin::new(&mut queue.replies).poll_next(cx)) {
             Some(Landed::Answered(answer)) => outcome_of(answer),
+            Some(Landed::Panicked) => Err(FrameError::Panicked),
             Some(Landed::Settled(outcome)) => outcome,
             None => return Poll::Ready(None),
         };
@@ -226,10 +256,19 @@ where
     }
 }
 
+impl<F> Seat<F> {
+    fn vacate(mut self: Pin<Box<Self>>) -> Pin<Box<Self>> {
+        let mut place = self.as_mut().project();
+        place.handler.set(None);
+        *place.wait = Wait::NONE;
+        self
+    }
+}
+
 /// A request whose reply has others before it, or behind it.
 enum Queued<F, R> {
     Running {
-        slot: Slot<F>,
+        seat: Pin<Box<Seat<F>>>,
         wait: Arc<Mutex<Wait>>,
     },
     Done(Option<Outcome<R>>),
@@ -237,11 +276,12 @@ enum Queued<F, R> {
 
 /// How a queued request comes out.
 enum Landed<O, R> {
-    Answered(Answer<O>),
+    Answered(O),
+    Panicked,
     Settled(Outcome<R>),
 }
 
-// Nothing in it is pinned in place: the handler is pinned in its own box.
+// Nothing in it is pinned in place: the handler is pinned in its own seat.
 impl<F, R> Unpin for Queued<F, R> {}
 
 impl<F: Future, R> Future for Queued<F, R> {
@@ -249,16 +289,24 @@ impl<F: Future, R> Future for Queued<F, R> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut *self {
-            Self::Running { slot, wait } => {
-                let mut due = lock(wait).due;
-                let polled = due.scope(|| catch(|| poll_slot(slot, cx)));
+            Self::Running { seat, wait } => {
+                let ambient = Ambient::enter();
+                ambient.set(lock(wait).due);
+                let handler = seat.as_mut().project().handler;
+                // A panic here must not tear the queue. The handler is not polled again, and what it shares
+                // with others is its own.
+                let polled = catch_unwind(AssertUnwindSafe(|| poll_seated(handler, cx)));
                 // What has ended is not due any more.
-                lock(wait).due = if polled.is_ready() {
+                let ended = !matches!(polled, Ok(Poll::Pending));
+                lock(wait).due = if ended {
                     Ambient::Outside
                 } else {
-                    due
+                    ambient.get()
                 };
-                polled.map(Landed::Answered)
+                match polled {
+                    Ok(polled) => polled.map(Landed::Answered),
+                    Err(_) => Poll::Ready(Landed::Panicked),
+                }
             }
             Self::Done(outcome) => match outcome.take() {
                 Some(outcome) => Poll::Ready(Landed::Settled(outcome)),
@@ -268,34 +316,19 @@ impl<F: Future, R> Future for Queued<F, R> {
     }
 }
 
-/// What a handler came to: its output, or a panic.
-type Answer<O> = Result<O, Panicked>;
-
-struct Panicked;
-
-fn outcome_of<T, E: Into<BoxError>>(answer: Answer<Result<T, E>>) -> Outcome<T> {
+pub(super) fn outcome_of<T, E: Into<BoxError>>(answer: Result<T, E>) -> Outcome<T> {
     match answer {
-        Ok(Ok(reply)) => Ok(Some(reply)),
-        Ok(Err(error)) => Err(FrameError::Service(error.into())),
-        Err(Panicked) => Err(FrameError::Panicked),
+        Ok(reply) => Ok(Some(reply)),
+        Err(error) => Err(FrameError::Service(error.into())),
     }
 }
 
-fn poll_slot<F: Future>(slot: &mut Slot<F>, cx: &mut Context<'_>) -> Poll<F::Output> {
-    let handler = slot.as_mut().as_pin_mut();
+#[inline]
+fn poll_seated<F: Future>(handler: Pin<&mut Option<F>>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    let handler = handler.as_pin_mut();
     handler
-        .expect("a slot in flight holds a handler")
+        .expect("a seat in use holds a handler")
         .poll(cx)
-}
-
-/// A panic of a handler ends its request, and nothing else.
-///
-/// Unwind safety: a handler that panicked is not polled again, and what it shares with others is its own.
-fn catch<O>(poll: impl FnOnce() -> Poll<O>) -> Poll<Answer<O>> {
-    match catch_unwind(AssertUnwindSafe(poll)) {
-        Ok(polled) => polled.map(Ok),
-        Err(_) => Poll::Ready(Err(Panicked)),
-    }
 }
 
 fn lock(wait: &Mutex<Wait>) -> MutexGuard<'_, Wait> {

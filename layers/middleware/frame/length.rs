@@ -36,14 +36,15 @@ use crate::{base::error::ConfigError, middleware::frame::CodecError};
 #[derive(Debug, Clone)]
 pub struct LengthDelimited {
     max: usize,
-    offset: usize,
-    width: usize,
     adjust: i64,
-    strip: usize,
-    little_endian: bool,
-    skip_oversize: bool,
     // Of a frame that is skipped, what is still to come.
     skipping: u64,
+    // Narrow, since every connection has a copy.
+    offset: u16,
+    strip: u16,
+    width: u8,
+    little_endian: bool,
+    skip_oversize: bool,
 }
 
 impl LengthDelimited {
@@ -71,8 +72,8 @@ impl LengthDelimited {
         if !(1..=8).contains(&bytes) {
             return Err(ConfigError::new("width", "must be 1 to 8 bytes"));
         }
-        self.width = bytes;
-        self.strip = self.offset + bytes;
+        self.width = bytes as u8;
+        self.strip = self.offset + bytes as u16;
         Ok(self)
     }
 
@@ -86,8 +87,8 @@ impl LengthDelimited {
         if bytes > 1024 {
             return Err(ConfigError::new("offset", "must be at most 1024 bytes"));
         }
-        self.offset = bytes;
-        self.strip = bytes + self.width;
+        self.offset = bytes as u16;
+        self.strip = self.offset + u16::from(self.width);
         Ok(self)
     }
 
@@ -101,10 +102,16 @@ impl LengthDelimited {
 
     /// This many bytes are taken off the front of each frame, counted from its very beginning. Set it after
     /// width and offset. Default: the header as a whole. A frame shorter than that is a bad one.
-    #[must_use]
-    pub fn strip(mut self, bytes: usize) -> Self {
-        self.strip = bytes;
-        self
+    ///
+    /// # Errors
+    ///
+    /// More than 4096, which is beyond any header.
+    pub fn strip(mut self, bytes: usize) -> Result<Self, ConfigError> {
+        if bytes > 4096 {
+            return Err(ConfigError::new("strip", "must be at most 4096 bytes"));
+        }
+        self.strip = bytes as u16;
+        Ok(self)
     }
 
     /// The least significant byte comes first. Default: last.
@@ -122,13 +129,18 @@ impl LengthDelimited {
         self
     }
 
+    #[inline]
     fn header(&self) -> usize {
-        self.offset + self.width
+        usize::from(self.offset) + usize::from(self.width)
     }
 
     /// The value of the length field.
+    #[inline]
     fn field(&self, header: &[u8]) -> u64 {
-        let field = &header[self.offset..self.header()];
+        let field = &header[self.offset.into()..self.header()];
+        if let (Ok(field), false) = (<[u8; 4]>::try_from(field), self.little_endian) {
+            return u32::from_be_bytes(field).into();
+        }
         let step = |value: u64, byte: &u8| value << 8 | u64::from(*byte);
         if self.little_endian {
             field.iter().rev().fold(0, step)
@@ -137,12 +149,10 @@ impl LengthDelimited {
         }
     }
 
-    fn put_field(&self, value: u64, out: &mut BytesMut) {
-        if self.little_endian {
-            out.put_uint_le(value, self.width);
-        } else {
-            out.put_uint(value, self.width);
-        }
+    /// The bytes behind a length field of `value`; `None` if there can be no such number.
+    #[inline]
+    fn body(&self, value: u64) -> Option<u64> {
+        value.checked_add_signed(self.adjust)
     }
 
     fn too_long(&self, length: u64) -> CodecError {
@@ -173,9 +183,8 @@ impl Decoder for LengthDelimited {
             return Ok(None);
         }
         let value = self.field(input);
-        // Checked as a whole before it becomes a length: an 8-byte field holds more than a length can.
-        let body = i128::from(value) + i128::from(self.adjust);
-        let Ok(body) = u64::try_from(body) else {
+        // Checked before it becomes a length: an 8-byte field holds more than a length can.
+        let Some(body) = self.body(value) else {
             return Err(CodecError::BadLength { value });
         };
         if body > self.max as u64 {
@@ -186,18 +195,15 @@ impl Decoder for LengthDelimited {
             return Err(self.too_long(body));
         }
         let whole = self.header() + body as usize;
-        if self.strip > whole {
+        if usize::from(self.strip) > whole {
             return Err(CodecError::BadLength { value });
         }
         if input.len() < whole {
             return Ok(None);
         }
-        input.advance(self.strip);
-        Ok(Some(
-            input
-                .split_to(whole - self.strip)
-                .freeze(),
-        ))
+        let mut frame = input.split_to(whole).freeze();
+        frame.advance(self.strip.into());
+        Ok(Some(frame))
     }
 
     fn decode_eof(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, CodecError> {
@@ -211,8 +217,10 @@ impl Decoder for LengthDelimited {
         } else if input.len() < self.header() {
             (self.header() - input.len()) as u64
         } else {
-            let body = i128::from(self.field(input)) + i128::from(self.adjust);
-            (self.header() as i128 + body - input.len() as i128) as u64
+            let body = self
+                .body(self.field(input))
+                .unwrap_or(0);
+            (self.header() as u64 + body).saturating_sub(input.len() as u64)
         };
         Err(CodecError::Truncated { missing })
     }
@@ -228,17 +236,24 @@ impl<T: AsRef<[u8]>> Encoder<T> for LengthDelimited {
         if frame.len() > self.max {
             return Err(self.too_long(length));
         }
-        let value = i128::from(length) - i128::from(self.adjust);
-        let widest = u64::MAX >> (64 - 8 * self.width as u32);
-        let value = match u64::try_from(value) {
-            Ok(value) if value <= widest => value,
-            Ok(_) => return Err(self.too_long(length)),
-            Err(_) => return Err(CodecError::BadLength { value: length }),
+        let negated = self.adjust.checked_neg();
+        let Some(value) = negated.and_then(|adjust| length.checked_add_signed(adjust)) else {
+            return Err(CodecError::BadLength { value: length });
         };
+        if value > u64::MAX >> (64 - 8 * u32::from(self.width)) {
+            return Err(self.too_long(length));
+        }
         out.reserve(self.header() + frame.len());
-        out.put_bytes(0, self.offset);
-        self.put_field(value, out);
-        out.put_slice(frame);
+        if self.offset > 0 {
+            out.put_bytes(0, self.offset.into());
+        }
+        let width = usize::from(self.width);
+        if self.little_endian {
+            out.extend_from_slice(&value.to_le_bytes()[..width]);
+        } else {
+            out.extend_from_slice(&value.to_be_bytes()[8 - width..]);
+        }
+        out.extend_from_slice(frame);
         Ok(())
     }
 }

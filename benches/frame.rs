@@ -1,0 +1,119 @@
+//! What a request costs through the frame layer, and what the layers around it add to that.
+
+mod harness;
+
+use std::{convert::Infallible, io};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use harness::{Bursts, Scene};
+use tower::{Service, ServiceBuilder, ServiceExt};
+use tower_net::{
+    Conn,
+    deadline::DeadlineLayer,
+    frame::{FrameLayer, Framing, LengthDelimited, Request},
+    limit::ConnectionLimitLayer,
+    meter::MeterLayer,
+    trace::TraceLayer,
+};
+
+const SCENES: &[Scene] = &[
+    ("bare, 64 bytes, depth 1", |rounds| bare(rounds, 64, 1)),
+    ("framed, 64 bytes, depth 1", |rounds| framed(rounds, 64, 1)),
+    ("full stack, 64 bytes, depth 1", |rounds| {
+        full(rounds, 64, 1)
+    }),
+    ("bare, 64 bytes, depth 64", |rounds| bare(rounds, 64, 64)),
+    ("framed, 64 bytes, depth 64", |rounds| {
+        framed(rounds, 64, 64)
+    }),
+    ("full stack, 64 bytes, depth 64", |rounds| {
+        full(rounds, 64, 64)
+    }),
+    ("full stack, 4096 bytes, depth 1", |rounds| {
+        full(rounds, 4096, 1)
+    }),
+    ("full stack, 4096 bytes, depth 8", |rounds| {
+        full(rounds, 4096, 8)
+    }),
+];
+
+fn main() {
+    harness::main("frame", "a burst", SCENES);
+}
+
+async fn echo(request: Request<Bytes>) -> Result<Bytes, Infallible> {
+    Ok(request.into_message())
+}
+
+fn layer() -> FrameLayer<LengthDelimited> {
+    let framing = Framing::default().pipelined(64);
+    FrameLayer::with_framing(LengthDelimited::max_frame(1 << 20), framing).expect("not zero")
+}
+
+/// Only the stream: a loop that reads a burst and writes it back.
+fn bare(rounds: u64, size: usize, depth: usize) {
+    let mut peer = peer(rounds, size, depth);
+    run(async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            match peer.read(&mut buffer).await? {
+                0 => return Ok(()),
+                read => peer.write_all(&buffer[..read]).await?,
+            }
+        }
+    });
+}
+
+fn framed(rounds: u64, size: usize, depth: usize) {
+    serve(
+        ServiceBuilder::new()
+            .layer(layer())
+            .service_fn(echo),
+        rounds,
+        size,
+        depth,
+    );
+}
+
+fn full(rounds: u64, size: usize, depth: usize) {
+    let stack = ServiceBuilder::new()
+        .layer(MeterLayer::new("bench"))
+        .layer(TraceLayer::new())
+        .layer(ConnectionLimitLayer::new(10).expect("not zero"))
+        .layer(DeadlineLayer::default())
+        .layer(layer())
+        .service_fn(echo);
+    serve(stack, rounds, size, depth);
+}
+
+fn serve<S>(stack: S, rounds: u64, size: usize, depth: usize)
+where
+    S: Service<Conn<Bursts>, Response = (), Error = tower::BoxError>,
+{
+    let conn = Conn::new(peer(rounds, size, depth), ());
+    run(async move {
+        stack
+            .oneshot(conn)
+            .await
+            .map_err(io::Error::other)
+    });
+}
+
+fn peer(rounds: u64, size: usize, depth: usize) -> Bursts {
+    let mut burst = BytesMut::new();
+    for _ in 0..depth {
+        burst.put_u32(size as u32);
+        burst.put_bytes(7, size);
+    }
+    Bursts::new(burst, rounds)
+}
+
+fn run(future: impl Future<Output = io::Result<()>>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime
+        .and_then(|runtime| runtime.block_on(future))
+        .expect("a clean end");
+}
