@@ -6,6 +6,7 @@
 use std::{
     panic::catch_unwind,
     pin::Pin,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
@@ -82,6 +83,20 @@ pub(crate) fn require_driver() -> Result<(), NoTimer> {
         return Err(NoTimer::no_runtime());
     }
     catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).map_err(|_| NoTimer::no_driver())
+}
+
+/// Remembers that the runtime can keep time, once somebody has made sure.
+#[derive(Debug, Default)]
+pub(crate) struct KeepsTime(AtomicBool);
+
+impl KeepsTime {
+    pub(crate) fn check(&self) -> Result<(), NoTimer> {
+        if !self.0.load(Relaxed) {
+            require_driver()?;
+            self.0.store(true, Relaxed);
+        }
+        Ok(())
+    }
 }
 
 /// What counts as "never": beyond it sums of times overflow on some systems, and nobody waits a century.

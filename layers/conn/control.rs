@@ -15,13 +15,12 @@ impl ConnInfo {
         if Ambient::extend(by) {
             return;
         }
-        self.waits.request_by.extend(by);
-        self.waits.handler_by.extend(by);
-        self.waits.reply_by.extend(by);
+        self.waits.give_extra(by);
         self.ending.wake();
     }
 
-    /// Stops every deadline of the connection but its maximum age, until the returned guard is dropped.
+    /// Stops every deadline of the connection but its maximum age, until the returned guard is dropped; what
+    /// was left of each is left then.
     ///
     /// For a handler that streams, or hands the stream to something with deadlines of its own.
     #[must_use = "the deadlines run again as soon as the guard is dropped"]
@@ -67,7 +66,9 @@ impl ConnInfo {
     ///
     /// [`io::ErrorKind::TimedOut`]: std::io::ErrorKind::TimedOut
     pub fn set_read_deadline(&self, deadline: Deadline) {
-        self.waits.read_late.set(false);
+        self.waits
+            .read_late
+            .set(deadline.has_passed());
         self.waits
             .read_by
             .set(self.stamp_of(deadline));
@@ -77,7 +78,9 @@ impl ConnInfo {
     /// Lets every write that is not done by `deadline` fail, as [`set_read_deadline`](Self::set_read_deadline)
     /// does for reads.
     pub fn set_write_deadline(&self, deadline: Deadline) {
-        self.waits.write_late.set(false);
+        self.waits
+            .write_late
+            .set(deadline.has_passed());
         self.waits
             .write_by
             .set(self.stamp_of(deadline));

@@ -128,16 +128,21 @@ pub(crate) enum Ambient {
 impl Ambient {
     /// Moves the deadline of the handler being polled; `false` outside one.
     pub(crate) fn extend(by: Duration) -> bool {
-        let moved = match AMBIENT.get() {
-            Self::Outside => return false,
+        let ambient = AMBIENT.get();
+        AMBIENT.set(ambient.later(by));
+        !matches!(ambient, Self::Outside)
+    }
+
+    /// The same, with more time.
+    pub(crate) fn later(self, by: Duration) -> Self {
+        match self {
+            Self::Outside => Self::Outside,
             Self::Fresh(limit) => Self::Fresh(limit.saturating_add(by)),
             Self::At(deadline) => Self::At(match deadline.instant() {
                 Some(instant) => Deadline::after(instant, by),
                 None => Deadline::NEVER,
             }),
-        };
-        AMBIENT.set(moved);
-        true
+        }
     }
 
     /// Has handlers polled while the guard lives find their own answer, which [`set`](Entered::set) gives.
@@ -158,6 +163,14 @@ impl Entered {
     /// What the next handler finds.
     pub(crate) fn set(&self, ambient: Ambient) {
         AMBIENT.set(ambient);
+    }
+
+    /// The next handler has this much time; mostly it finds what the one before it found, and left.
+    #[inline]
+    pub(crate) fn renew(&self, limit: Duration) {
+        if !matches!(AMBIENT.get(), Ambient::Fresh(left) if left == limit) {
+            AMBIENT.set(Ambient::Fresh(limit));
+        }
     }
 
     /// What the last handler left: a fresh deadline may be fixed now, a fixed one moved.

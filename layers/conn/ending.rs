@@ -7,13 +7,12 @@
 
 use std::{
     sync::{
-        OnceLock,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence},
     },
     task::Waker,
 };
 
-use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
 use crate::conn::CloseReason;
@@ -30,7 +29,7 @@ pub(crate) struct Ending {
     ended: AtomicBool,
     broken: AtomicBool,
     /// The task that drives the connection.
-    task: AtomicWaker,
+    task: Mutex<Option<Waker>>,
     /// How often that task has changed, if somebody keeps watch of it; zero if nobody does.
     task_epoch: AtomicU32,
     /// For those who await the notice; most connections never have one.
@@ -45,7 +44,7 @@ impl Ending {
             cut: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             broken: AtomicBool::new(false),
-            task: AtomicWaker::new(),
+            task: Mutex::new(None),
             task_epoch: AtomicU32::new(0),
             notify: OnceLock::new(),
         }
@@ -97,11 +96,12 @@ impl Ending {
 
     /// Tells the connection to leave when it can, and to call `reason` the reason.
     pub(crate) fn tell_to_leave(&self, reason: CloseReason) {
-        // Release: pairs with the acquire in `leaving`, and with the order of register-then-check there.
         let told =
             self.leave
                 .compare_exchange(OPEN, reason as u8, Ordering::AcqRel, Ordering::Acquire);
         if told.is_ok() {
+            // With the fence in `told_to_leave`: either we see its `Notify`, or it sees the notice.
+            fence(Ordering::SeqCst);
             if let Some(notify) = self.notify.get() {
                 notify.notify_waiters();
             }
@@ -123,6 +123,7 @@ impl Ending {
             let mut notified = std::pin::pin!(notified);
             // Registered before the look: a notice between the two is seen by one of them.
             notified.as_mut().enable();
+            fence(Ordering::SeqCst);
             if let Some(reason) = self.leaving() {
                 return reason;
             }
@@ -142,18 +143,32 @@ impl Ending {
     }
 
     /// Remembers the task to wake, which is the one that polls the connection's stack, unless a caller
-    /// further out keeps it up to date.
+    /// further out keeps it up to date. Called before the stack is polled, so that nothing said meanwhile is
+    /// lost.
     pub(crate) fn register(&self, waker: &Waker) {
         if self.task_epoch.load(Ordering::Relaxed) == 0 {
-            self.task.register(waker);
+            self.remember(waker);
         }
     }
 
     /// Remembers the task to wake. From now on the caller does so whenever it changes, and nobody else has to.
     pub(crate) fn keep_registered(&self, waker: &Waker) {
-        self.task.register(waker);
+        self.remember(waker);
         self.task_epoch
             .fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn remember(&self, waker: &Waker) {
+        let mut task = self
+            .task
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if !task
+            .as_ref()
+            .is_some_and(|known| known.will_wake(waker))
+        {
+            *task = Some(waker.clone());
+        }
     }
 
     /// A number that changes with the task; `None` while nobody keeps watch of it.
@@ -163,7 +178,14 @@ impl Ending {
 
     /// Wakes the connection's task, so that it looks at what was changed from outside.
     pub(crate) fn wake(&self) {
-        self.task.wake();
+        // It stays registered: there may be more to say before the task has come round.
+        let task = self.task.lock();
+        let task = task
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if let Some(task) = task {
+            task.wake();
+        }
     }
 }
 

@@ -6,10 +6,6 @@ mod control;
 mod deadline;
 mod elapsed;
 mod ending;
-#[cfg(test)]
-pub(crate) mod ending_size {
-    pub(crate) type E = super::ending::Ending;
-}
 mod info;
 mod progress;
 mod reason;

@@ -42,6 +42,8 @@ pub(crate) struct Waits {
     /// There is a watch that looks here.
     pub(crate) watched: Flag,
     pub(crate) suspended: AtomicU32,
+    /// Time that was given to what is under way, in nanoseconds, and that the crossing has not taken yet.
+    extra: AtomicU64,
     /// Points in time by which the present step must be done.
     pub(crate) request_by: By,
     pub(crate) handler_by: By,
@@ -69,6 +71,7 @@ impl Waits {
             driven: Flag::default(),
             watched: Flag::default(),
             suspended: AtomicU32::new(0),
+            extra: AtomicU64::new(0),
             request_by: By::default(),
             handler_by: By::default(),
             reply_by: By::default(),
@@ -102,6 +105,29 @@ impl Waits {
     /// Waiting for the peer and for nothing else.
     pub(crate) fn is_idle(&self) -> bool {
         self.reading.get() && !self.blocked.get() && !self.busy.get()
+    }
+
+    /// Gives what is under way more time.
+    pub(crate) fn give_extra(&self, by: Duration) {
+        self.extra
+            .fetch_add(plus(0, by), Relaxed);
+    }
+
+    /// Takes the time that was given.
+    pub(crate) fn take_extra(&self) -> Option<Duration> {
+        // A look first: it is mostly zero, and taking locks the bus.
+        if self.extra.load(Relaxed) == 0 {
+            return None;
+        }
+        Some(Duration::from_nanos(self.extra.swap(0, Relaxed)))
+    }
+
+    /// Nothing is waited for any more.
+    pub(crate) fn clear_deadlines(&self) {
+        self.receiving.set(false);
+        self.request_by.clear();
+        self.handler_by.clear();
+        self.reply_by.clear();
     }
 
     pub(crate) fn is_suspended(&self) -> bool {

@@ -92,6 +92,9 @@ pin_project! {
         // Armed for a tick, and not for an end.
         ticking: bool,
         started: bool,
+        // Something was told at the last look, so that there was no time to see to the rest.
+        told: bool,
+        suspended_at: Stamp,
         first_byte_by: Stamp,
         age_by: Stamp,
         // By when a connection that was told to leave must be gone.
@@ -113,6 +116,8 @@ impl Watch {
             armed: NEVER,
             ticking: false,
             started: false,
+            told: false,
+            suspended_at: NEVER,
             first_byte_by: NEVER,
             age_by: NEVER,
             gone_by: NEVER,
@@ -138,9 +143,13 @@ impl Watch {
         }
         loop {
             let now = info.stamp(now());
+            *self.as_mut().project().told = false;
             let next = match self.as_mut().look(now, info) {
                 Ok(next) => next,
-                Err(verdict) => return Poll::Ready(verdict),
+                Err(verdict) => {
+                    *self.project().told = true;
+                    return Poll::Ready(verdict);
+                }
             };
             let this = self.as_mut().project();
             let Some(at) = info.instant(next) else {
@@ -176,6 +185,9 @@ impl Watch {
     fn must_look(&self, info: &ConnInfo) -> bool {
         let waits = &info.waits;
         if !self.started {
+            return true;
+        }
+        if self.told || waits.is_suspended() != (self.suspended_at != NEVER) {
             return true;
         }
         if waits.is_suspended() {
@@ -218,17 +230,15 @@ impl Watch {
         self.as_mut().start(now, info);
         let waits = &info.waits;
         let mut next = self.as_mut().look_at_age(now, info)?;
+        if self
+            .as_mut()
+            .look_at_suspension(now, info)?
+        {
+            return Ok(next);
+        }
         if waits.moved_in() == 0 {
             let by = self.first_byte_by;
             next = next.min(self.due(by, now, CloseReason::FirstByte)?);
-        }
-        if waits.is_suspended() {
-            let this = self.project();
-            (*this.idle, *this.stall) = (Mark::NONE, Mark::NONE);
-            if let Some(rates) = this.rates {
-                rates.clear();
-            }
-            return Ok(next);
         }
         next = next.min(look_at_io_deadlines(now, info)?);
         for (by, which) in [
@@ -238,7 +248,7 @@ impl Watch {
             next = next.min(by.get());
             if by.get() <= now {
                 by.clear();
-                return Err(self.late(now, info, which));
+                return Err(self.late(info, which));
             }
         }
         next = next.min(self.due(waits.reply_by.get(), now, CloseReason::Reply)?);
@@ -293,15 +303,39 @@ impl Watch {
         Ok(self.age_by.min(self.gone_by))
     }
 
-    /// A request or its handler is late: a crossing may still send a last reply, for a moment.
-    fn late(self: Pin<&mut Self>, now: Stamp, info: &ConnInfo, which: CloseReason) -> Verdict {
+    /// A request or its handler is late: a crossing ends such a connection itself, with a last reply.
+    fn late(&self, info: &ConnInfo, which: CloseReason) -> Verdict {
         if !info.waits.driven.get() {
             return Verdict::Over(self.elapsed(which));
         }
         info.end_with(which);
-        let this = self.project();
-        *this.gone_by = (*this.gone_by).min(plus(now, LAST_WORDS));
         Verdict::Told
+    }
+
+    /// Keeps the time during which deadlines are stopped, and gives it back when they run again.
+    fn look_at_suspension(
+        self: Pin<&mut Self>,
+        now: Stamp,
+        info: &ConnInfo,
+    ) -> Result<bool, Verdict> {
+        let this = self.project();
+        if info.waits.is_suspended() {
+            *this.suspended_at = (*this.suspended_at).min(now);
+            *this.ticking = false;
+            (*this.idle, *this.stall) = (Mark::NONE, Mark::NONE);
+            if let Some(rates) = this.rates {
+                rates.clear();
+            }
+            return Ok(true);
+        }
+        let since = std::mem::replace(this.suspended_at, NEVER);
+        if since == NEVER {
+            return Ok(false);
+        }
+        let stopped = Duration::from_nanos(now - since);
+        *this.first_byte_by = plus(*this.first_byte_by, stopped);
+        info.waits.give_extra(stopped);
+        Err(Verdict::Told)
     }
 
     fn look_at_rates(self: Pin<&mut Self>, now: Stamp, info: &ConnInfo) -> Result<Stamp, Verdict> {
@@ -370,8 +404,6 @@ fn jittered(age: Duration, share: f64, id: u64) -> Duration {
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     let unit = (mixed >> 11) as f64 / (1_u64 << 53) as f64;
-    age.mul_f64(1.0 + share * (2.0 * unit - 1.0))
+    let seconds = age.as_secs_f64() * (1.0 + share * (2.0 * unit - 1.0));
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
-
-/// For a last reply to a request that was late, before the connection is dropped whatever it is doing.
-const LAST_WORDS: Duration = Duration::from_secs(5);

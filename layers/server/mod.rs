@@ -6,6 +6,8 @@ mod connection;
 mod descriptors;
 mod drain;
 mod live;
+#[cfg(test)]
+mod quiet;
 mod report;
 mod serve;
 

@@ -1,5 +1,7 @@
 //! One framed connection, as a state machine: no task and no channel a request.
 //!
+//! Here is how it goes on; [`park`](super::park) is how it waits, [`close`](super::close) how it ends.
+//!
 //! # Invariants
 //!
 //! - Before it parks, every reply that is ready has been offered to the stream; a reply never waits because
@@ -10,28 +12,24 @@
 //! - The clock is read only to park with something outstanding, once.
 
 use std::{
-    io,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     task::{Context, Poll},
 };
 
-use tokio::io::AsyncWrite;
+use tokio::time::Instant;
 use tokio_util::codec::{Decoder, Encoder};
 use tower_service::Service;
 
 use crate::{
-    base::{
-        error::{BoxError, find},
-        io::{Io, Linger, linger},
-        time::now,
-    },
-    conn::{Ambient, CloseReason, Conn, ConnInfo, Elapsed, reset_on_drop, waits::plus},
+    base::{error::BoxError, io::Io, time::now},
+    conn::{Ambient, CloseReason, Conn, ConnInfo},
     middleware::frame::{
         CodecError, FrameError, LastReply, Request,
         buffers::{Input, Output},
         flight::{Flight, Outcome},
+        request::forget_last,
         serve::Shared,
     },
 };
@@ -42,46 +40,51 @@ where
     C: Decoder,
 {
     /// Until it is closed.
-    conn: Option<Conn<I>>,
-    info: Arc<ConnInfo>,
-    service: S,
-    codec: C,
-    last: L,
-    shared: Arc<Shared>,
-    input: Input,
-    output: Output,
-    flight: Flight<S::Future, S::Response>,
+    pub(super) conn: Option<Conn<I>>,
+    pub(super) info: Arc<ConnInfo>,
+    pub(super) service: S,
+    pub(super) codec: C,
+    pub(super) last: L,
+    pub(super) shared: Arc<Shared>,
+    pub(super) input: Input,
+    pub(super) output: Output,
+    pub(super) flight: Flight<S::Future, S::Response>,
     /// Decoded, while the service is not ready for it.
-    waiting: Option<Box<C::Item>>,
+    pub(super) waiting: Option<Box<C::Item>>,
     /// The number of the last request taken.
-    turn: u64,
+    pub(super) turn: u64,
     /// The number of the last request that will be taken, once it must leave.
-    last_turn: u64,
-    /// The number of the request whose deadline is running.
-    timed_turn: u64,
-    /// The place in the replies whose deadline is running.
-    timed_reply: Option<u64>,
-    /// Replies above the high-water mark, and not yet below the low one.
-    congested: bool,
-    ended: bool,
+    pub(super) last_turn: u64,
+    /// The number of the request whose deadline is running; zero for none.
+    pub(super) timed_turn: u64,
+    /// The place in the replies whose deadline is running; zero for none.
+    pub(super) timed_reply: u64,
+    /// Since when handlers are not polled, because the peer does not take replies.
+    pub(super) held_since: Option<Instant>,
+    pub(super) ending: Option<Box<Ending<S::Response>>>,
+    pub(super) closing: Option<Box<Closing>>,
+    pub(super) leaving: Option<CloseReason>,
+    /// The decoder has nothing more to give before more is read.
+    pub(super) dry: bool,
+    /// The peer has ended its side.
+    pub(super) ended: bool,
+    /// Replies are above the high-water mark, and not yet below the low one.
+    pub(super) congested: bool,
     /// Told to leave, and past the last read: only what has begun to arrive is still taken.
-    sealed: bool,
-    leaving: Option<CloseReason>,
-    ending: Option<Box<Ending<S::Response>>>,
-    closing: Option<Closing>,
+    pub(super) sealed: bool,
     // Counted and not yet reported.
-    at_once: u32,
-    reported: usize,
+    pub(super) at_once: u32,
+    pub(super) reported: u32,
 }
 
-type Closing = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(super) type Closing = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Nothing more is taken; what is in flight is finished.
-struct Ending<R> {
-    reason: CloseReason,
-    last: Option<R>,
-    error: Option<FrameError>,
-    lingers: bool,
+pub(super) struct Ending<R> {
+    pub(super) reason: CloseReason,
+    pub(super) last: Option<R>,
+    pub(super) error: Option<FrameError>,
+    pub(super) lingers: bool,
 }
 
 impl<I, S, C, L> Driver<I, S, C, L>
@@ -103,6 +106,7 @@ where
             service,
             codec,
             last,
+            shared,
             input: Input::new(),
             output: Output::new(),
             flight: Flight::new(),
@@ -110,16 +114,17 @@ where
             turn: 0,
             last_turn: u64::MAX,
             timed_turn: 0,
-            timed_reply: None,
-            congested: false,
-            ended: false,
-            sealed: false,
-            leaving: None,
+            timed_reply: 0,
+            held_since: None,
             ending: None,
             closing: None,
+            leaving: None,
+            dry: true,
+            ended: false,
+            congested: false,
+            sealed: false,
             at_once: 0,
             reported: 0,
-            shared,
         }
     }
 
@@ -152,6 +157,7 @@ where
             }
             if self.congested && self.output.len() <= self.shared.framing.low_water() {
                 self.congested = false;
+                self.give_back_held_time();
                 collect = true;
                 continue;
             }
@@ -161,17 +167,19 @@ where
             if !self.wants_input() {
                 break;
             }
-            if reads >= READS_A_POLL {
+            if reads == READS_A_POLL {
                 cx.waker().wake_by_ref();
                 break;
             }
-            let conn = self
-                .conn
-                .as_mut()
-                .expect("not polled again once ready");
-            match self.input.poll_read(cx, conn) {
-                Poll::Ready(Ok(0)) => self.ended = true,
-                Poll::Ready(Ok(_)) => reads += 1,
+            match self
+                .input
+                .poll_read(cx, conn_of(&mut self.conn))
+            {
+                Poll::Ready(Ok(read)) => {
+                    self.ended = read == 0;
+                    self.dry = false;
+                    reads += 1;
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
                 Poll::Pending if self.seal() => {}
                 Poll::Pending => break,
@@ -180,26 +188,6 @@ where
         self.seal();
         self.park();
         Poll::Pending
-    }
-
-    /// What others have said to the connection since the last poll.
-    fn hear(&mut self) {
-        if self.ending.is_some() {
-            return;
-        }
-        match self.info.close_reason() {
-            Some(which @ CloseReason::Request) => {
-                let limit = self.shared.framing.request;
-                self.fail(FrameError::Elapsed(Elapsed::new(which, Some(limit))));
-            }
-            Some(which @ CloseReason::Handler) => {
-                let limit = self.shared.framing.handler;
-                self.flight.clear();
-                self.fail(FrameError::Elapsed(Elapsed::new(which, Some(limit))));
-            }
-            _ => {}
-        }
-        self.leaving = self.info.ending.leaving();
     }
 
     /// Encodes the replies that are there, in order. A panic ends the one it belongs to.
@@ -220,13 +208,14 @@ where
             let Poll::Ready(Some(done)) = self.flight.poll_next(&ambient, cx) else {
                 break;
             };
+            let metrics = &self.shared.metrics;
             match done.since {
                 Some(since) => {
                     let took = now().saturating_duration_since(since);
-                    let metrics = &self.shared.metrics;
                     metrics.waited(done.outcome.is_ok(), took);
                 }
-                None => self.at_once += 1,
+                None if done.outcome.is_ok() => self.at_once += 1,
+                None => metrics.failed_at_once(),
             }
             self.settle(done.outcome);
         }
@@ -234,19 +223,21 @@ where
 
     /// Takes the requests that are here, while there is room for them; `true` if any was queued.
     fn take(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.input.is_empty() && self.waiting.is_none() && !self.ended {
+        if self.dry && self.waiting.is_none() {
             self.take_last();
-            self.leave_if_done();
             return false;
         }
         // Unwind safety: a handler that panics takes its seat along; a codec that does is not used again.
-        match catch_unwind(AssertUnwindSafe(|| self.take_all(cx))) {
+        let taken = catch_unwind(AssertUnwindSafe(|| self.take_all(cx)));
+        forget_last();
+        match taken {
             Ok(queued) => queued,
-            Err(_) if self.flight.is_empty() => {
-                self.settle(Err(FrameError::Panicked));
-                false
-            }
             Err(_) => {
+                self.shared.metrics.failed_at_once();
+                if self.flight.is_empty() {
+                    self.settle(Err(FrameError::Panicked));
+                    return false;
+                }
                 self.flight
                     .push_done(Err(FrameError::Panicked));
                 true
@@ -256,9 +247,9 @@ where
 
     fn take_all(&mut self, cx: &mut Context<'_>) -> bool {
         let ambient = Ambient::enter();
-        let (depth, limit) = (self.shared.framing.depth, self.shared.framing.handler);
+        let limit = self.shared.framing.handler;
         let mut queued = false;
-        while self.ending.is_none() && !self.congested && self.flight.len() < depth {
+        while self.ending.is_none() && self.has_room() {
             let waiting = self
                 .waiting
                 .take()
@@ -269,7 +260,7 @@ where
             match self.service.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
-                    self.fail(FrameError::Service(error.into()));
+                    self.fail_behind(FrameError::Service(error.into()));
                     break;
                 }
                 Poll::Pending => {
@@ -277,7 +268,7 @@ where
                     break;
                 }
             }
-            let request = Request::new(message, Arc::clone(&self.info));
+            let request = Request::new(message, &self.info);
             let handler = self.service.call(request);
             match self
                 .flight
@@ -287,26 +278,25 @@ where
                     self.at_once += 1;
                     self.encode(reply);
                 }
-                Poll::Ready(Err(error)) => self.settle(Err(FrameError::Service(error.into()))),
+                Poll::Ready(Err(error)) => {
+                    self.shared.metrics.failed_at_once();
+                    self.settle(Err(FrameError::Service(error.into())));
+                }
                 Poll::Pending => queued |= self.flight.is_queued(),
             }
         }
         queued
     }
 
+    /// Room for one more request in flight, and for its reply.
+    #[inline]
+    pub(super) fn has_room(&self) -> bool {
+        !self.congested && self.flight.len() < self.shared.framing.depth
+    }
+
     /// The next request, if all of it is here.
     fn decode(&mut self) -> Option<C::Item> {
-        while self.ending.is_none() {
-            if self.input.is_empty() && !self.ended {
-                self.take_last();
-            }
-            if self.turn >= self.last_turn {
-                self.leave_if_done();
-                return None;
-            }
-            if self.input.is_empty() && !self.ended {
-                return None;
-            }
+        while self.ending.is_none() && !self.dry && self.turn < self.last_turn {
             let decoded = if self.ended {
                 self.codec
                     .decode_eof(&mut self.input.bytes)
@@ -318,27 +308,20 @@ where
                     self.turn += 1;
                     return Some(message);
                 }
-                Ok(None) if self.ended => self.end(CloseReason::Peer, false),
                 Ok(None) => {
-                    self.take_last();
+                    self.dry = true;
                     self.check_buffered();
-                    return None;
                 }
-                Err(error) => self.refuse(FrameError::Decode(error.into())),
+                Err(error) => {
+                    self.refuse(FrameError::Decode(error.into()));
+                    if !self.has_room() {
+                        return None;
+                    }
+                }
             }
         }
+        self.take_last();
         None
-    }
-
-    /// The last request that is taken has been, and its reply is there.
-    fn leave_if_done(&mut self) {
-        if self.turn >= self.last_turn && self.flight.is_empty() && self.ending.is_none() {
-            self.end(
-                self.leaving
-                    .unwrap_or(CloseReason::Served),
-                true,
-            );
-        }
     }
 
     fn check_buffered(&mut self) {
@@ -349,14 +332,14 @@ where
                 max,
                 skipped: false,
             };
-            self.fail(FrameError::Decode(too_long.into()));
+            self.fail_behind(FrameError::Decode(too_long.into()));
         }
     }
 
     /// Bytes that are no request: answered in their place and skipped, or the end.
     fn refuse(&mut self, error: FrameError) {
         if !error.resumes() {
-            self.fail(error);
+            self.fail_behind(error);
             return;
         }
         self.turn += 1;
@@ -368,14 +351,12 @@ where
         }
     }
 
+    /// What became of the request that is next in order.
     fn settle(&mut self, outcome: Outcome<S::Response>) {
         match outcome {
             Ok(Some(reply)) => self.encode(reply),
             Ok(None) => {}
-            Err(error) => {
-                self.flight.clear();
-                self.fail(error);
-            }
+            Err(error) => self.fail(error),
         }
     }
 
@@ -386,235 +367,16 @@ where
             .encode(reply, self.output.buffer())
         {
             self.output.bytes.truncate(before);
-            self.flight.clear();
             self.fail(FrameError::Encode(error.into()));
         }
         self.congested |= self.output.len() >= self.shared.framing.high_water;
     }
+}
 
-    fn fail(&mut self, error: FrameError) {
-        if self.ending.is_none() {
-            let last = self.last.last_reply(&error);
-            // An error is the reason whatever comes of it; an orderly end is one only once it is reached.
-            self.info.end_with(error.reason());
-            self.end(error.reason(), true);
-            if let Some(ending) = &mut self.ending {
-                (ending.last, ending.error) = (last, Some(error));
-            }
-        }
-    }
-
-    fn end(&mut self, reason: CloseReason, lingers: bool) {
-        self.waiting = None;
-        self.ending = Some(Box::new(Ending {
-            reason,
-            last: None,
-            error: None,
-            lingers,
-        }));
-    }
-
-    /// The last reply, behind all others.
-    fn say_last(&mut self) {
-        if !self.flight.is_empty() {
-            return;
-        }
-        let last = self
-            .ending
-            .as_mut()
-            .and_then(|ending| ending.last.take());
-        if let Some(last) = last {
-            let before = self.output.len();
-            if self
-                .codec
-                .encode(last, self.output.buffer())
-                .is_err()
-            {
-                self.output.bytes.truncate(before);
-            }
-        }
-    }
-
-    fn wants_input(&self) -> bool {
-        self.ending.is_none()
-            && !self.ended
-            && !self.congested
-            && self.waiting.is_none()
-            && self.turn < self.last_turn
-            && !(self.sealed && self.last_turn == u64::MAX)
-            && self.flight.len() < self.shared.framing.depth
-    }
-
-    /// About to park, told to leave: what has arrived by now is the last of it. `true` if that leaves
-    /// something to do at once.
-    fn seal(&mut self) -> bool {
-        let Some(reason) = self.leaving.filter(|_| !self.sealed) else {
-            return false;
-        };
-        let dry = self.wants_input();
-        self.sealed = true;
-        if !dry {
-            // Whole requests may be here that there is no room for yet.
-            return false;
-        }
-        self.take_last();
-        if self.last_turn > self.turn {
-            return false;
-        }
-        if self.flight.is_empty() && self.output.is_clear() {
-            // Idle: nothing of the peer's is here that a close would turn into a reset.
-            self.end(reason, false);
-        }
-        true
-    }
-
-    /// No whole request is here any more: one that has begun to arrive is the last.
-    fn take_last(&mut self) {
-        if self.sealed && self.last_turn == u64::MAX {
-            self.last_turn = self.turn + u64::from(!self.input.is_empty());
-        }
-    }
-
-    /// Notes what is waited for, and gives back what is not needed meanwhile.
-    fn park(&mut self) {
-        let mut clock = None;
-        let mut now = || *clock.get_or_insert_with(now);
-        let (info, waits) = (&self.info, &self.info.waits);
-        let framing = &self.shared.framing;
-        let handling = !self.flight.is_empty() || self.waiting.is_some();
-        waits
-            .busy
-            .set(handling || self.ending.is_some());
-
-        let receiving = !self.input.is_empty() && self.wants_input();
-        waits.receiving.set(receiving);
-        if !receiving {
-            self.timed_turn = 0;
-            waits.request_by.clear();
-        } else if self.timed_turn != self.turn + 1 {
-            self.timed_turn = self.turn + 1;
-            waits
-                .turn
-                .store(self.timed_turn, Relaxed);
-            let by = plus(info.stamp(now()), framing.request);
-            waits.request_by.set(by);
-        }
-
-        match self.flight.stamp(&mut now) {
-            // While the peer does not take its replies, its handlers are not to blame.
-            Some(by) if !self.congested => waits.handler_by.set(info.stamp(by)),
-            _ => waits.handler_by.clear(),
-        }
-
-        if self.output.is_clear() {
-            self.timed_reply = None;
-            waits.reply_by.clear();
-        } else if self
-            .timed_reply
-            .is_none_or(|mark| self.output.written() >= mark)
-        {
-            self.timed_reply = Some(self.output.queued());
-            waits
-                .reply_by
-                .set(plus(info.stamp(now()), framing.reply));
-        }
-
-        self.input.park();
-        self.output.park();
-        self.flight.shrink();
-        self.report();
-    }
-
-    fn report(&mut self) {
-        if self.at_once > 0 {
-            self.shared
-                .metrics
-                .at_once(self.at_once);
-            self.at_once = 0;
-        }
-        let queued = self.output.len();
-        if queued != self.reported {
-            let change = queued as f64 - self.reported as f64;
-            self.shared
-                .metrics
-                .queued
-                .increment(change);
-            self.reported = queued;
-        }
-    }
-
-    /// Everything is said: closes, in order.
-    fn close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.report();
-        let mut conn = self.conn.take().expect("closed once");
-        let lingers = self
-            .ending
-            .as_ref()
-            .is_some_and(|ending| {
-                self.info.end_with(ending.reason);
-                ending.lingers
-            });
-        if (!lingers || self.ended)
-            && Pin::new(&mut conn)
-                .poll_shutdown(cx)
-                .is_ready()
-        {
-            return Poll::Ready(self.result());
-        }
-        self.info.waits.busy.set(true);
-        self.closing = Some(Box::pin(async move {
-            // A peer that has gone meanwhile has nothing more to lose.
-            let _gone = linger(conn, Linger::default()).await;
-        }));
-        self.poll_closing(cx)
-    }
-
-    fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        let closing = self.closing.as_mut();
-        match closing.map_or(Poll::Ready(()), |closing| closing.as_mut().poll(cx)) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(()) => {
-                self.closing = None;
-                Poll::Ready(self.result())
-            }
-        }
-    }
-
-    fn result(&mut self) -> Result<(), BoxError> {
-        let error = self
-            .ending
-            .take()
-            .and_then(|ending| ending.error);
-        error.map_or(Ok(()), |error| Err(error.into()))
-    }
-
-    /// The stream failed: nobody is left to answer.
-    fn broken(&mut self, error: io::Error) -> BoxError {
-        if find::<Elapsed>(&error).is_none() {
-            self.info.end_with(CloseReason::Reset);
-        }
-        self.abandon();
-        FrameError::Io(error).into()
-    }
-
-    /// Drops the stream and everything in flight.
-    pub(super) fn abandon(&mut self) {
-        let unsent = self.info.must_reset() || !self.output.is_clear();
-        if let Some(conn) = self.conn.as_ref().filter(|_| unsent) {
-            reset_on_drop(conn, &self.info);
-        }
-        self.flight.clear();
-        self.conn = None;
-        self.closing = None;
-    }
-
-    /// The stream, what was read and not decoded, and what was encoded and not written.
-    pub(super) fn into_parts(mut self) -> Option<(Conn<I>, bytes::Bytes, bytes::Bytes)> {
-        let conn = self.conn.take()?;
-        let read = std::mem::take(&mut self.input.bytes).freeze();
-        let unwritten = std::mem::take(&mut self.output.bytes).freeze();
-        Some((conn, read, unwritten))
-    }
+/// The stream, apart from the rest of the driver.
+pub(super) fn conn_of<I>(conn: &mut Option<Conn<I>>) -> &mut Conn<I> {
+    conn.as_mut()
+        .expect("not polled again once ready")
 }
 
 impl<I, S, C, L> Drop for Driver<I, S, C, L>
@@ -626,10 +388,11 @@ where
         self.shared
             .metrics
             .at_once(self.at_once);
+        let queued = f64::from(self.reported);
         self.shared
             .metrics
             .queued
-            .decrement(self.reported as f64);
+            .decrement(queued);
     }
 }
 

@@ -70,6 +70,10 @@ impl Wait {
         since: None,
     };
 
+    fn extend(&mut self, by: Duration) {
+        self.due = self.due.later(by);
+    }
+
     /// Counts from `now` if it has only just begun; returns when it is due.
     fn stamp(&mut self, now: &mut impl FnMut() -> Instant) -> Option<Instant> {
         let since = *self.since.get_or_insert_with(&mut *now);
@@ -145,6 +149,20 @@ impl<F: Future, R> Flight<F, R> {
             .min()
     }
 
+    /// Gives every handler so much more time.
+    pub(super) fn extend(&mut self, by: Duration) {
+        if let Some(seat) = &mut self.alone {
+            seat.as_mut().project().wait.extend(by);
+        }
+        for wait in self
+            .queue
+            .iter()
+            .flat_map(|queue| &queue.waits)
+        {
+            lock(wait).extend(by);
+        }
+    }
+
     /// Puts an outcome in its place behind what is in flight.
     pub(super) fn push_done(&mut self, outcome: Outcome<R>) {
         self.push(Wait::NONE, |_| Queued::Done(Some(outcome)));
@@ -191,7 +209,7 @@ where
                 wait: Wait::NONE,
             })
         });
-        ambient.set(Ambient::Fresh(limit));
+        ambient.renew(limit);
         let polled = {
             let mut place = seat.as_mut().project().handler;
             place.set(Some(handler));

@@ -52,7 +52,8 @@ impl LengthDelimited {
     #[must_use]
     pub fn max_frame(max: usize) -> Self {
         Self {
-            max,
+            // So that a length and its header never overflow.
+            max: max.min(isize::MAX as usize),
             offset: 0,
             width: 4,
             adjust: 0,
@@ -155,27 +156,7 @@ impl LengthDelimited {
         value.checked_add_signed(self.adjust)
     }
 
-    fn too_long(&self, length: u64) -> CodecError {
-        CodecError::TooLong {
-            length,
-            max: self.max,
-            skipped: self.skip_oversize,
-        }
-    }
-
-    fn skip(&mut self, input: &mut BytesMut) {
-        let now = self.skipping.min(input.len() as u64);
-        input.advance(now as usize);
-        self.skipping -= now;
-    }
-}
-
-impl Decoder for LengthDelimited {
-    type Item = Bytes;
-    type Error = CodecError;
-
-    #[inline]
-    fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, CodecError> {
+    fn decode_any(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, CodecError> {
         if self.skipping > 0 {
             self.skip(input);
         }
@@ -206,6 +187,51 @@ impl Decoder for LengthDelimited {
         Ok(Some(frame))
     }
 
+    /// Whether the header is the one that most protocols have, and for which there is a shorter way.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        (self.width, self.offset, self.strip) == (4, 0, 4)
+            && self.adjust == 0
+            && !self.little_endian
+    }
+
+    fn too_long(&self, length: u64) -> CodecError {
+        CodecError::TooLong {
+            length,
+            max: self.max,
+            skipped: self.skip_oversize,
+        }
+    }
+
+    fn skip(&mut self, input: &mut BytesMut) {
+        let now = self.skipping.min(input.len() as u64);
+        input.advance(now as usize);
+        self.skipping -= now;
+    }
+}
+
+impl Decoder for LengthDelimited {
+    type Item = Bytes;
+    type Error = CodecError;
+
+    #[inline]
+    fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, CodecError> {
+        if self.is_plain() && self.skipping == 0 {
+            let Some(field) = input.first_chunk() else {
+                return Ok(None);
+            };
+            let body = u32::from_be_bytes(*field) as usize;
+            if body <= self.max {
+                return Ok((input.len() - 4 >= body).then(|| {
+                    let mut frame = input.split_to(4 + body).freeze();
+                    frame.advance(4);
+                    frame
+                }));
+            }
+        }
+        self.decode_any(input)
+    }
+
     fn decode_eof(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, CodecError> {
         if let Some(frame) = self.decode(input)? {
             return Ok(Some(frame));
@@ -220,7 +246,8 @@ impl Decoder for LengthDelimited {
             let body = self
                 .body(self.field(input))
                 .unwrap_or(0);
-            (self.header() as u64 + body).saturating_sub(input.len() as u64)
+            let whole = body.saturating_add(self.header() as u64);
+            whole.saturating_sub(input.len() as u64)
         };
         Err(CodecError::Truncated { missing })
     }
@@ -244,14 +271,15 @@ impl<T: AsRef<[u8]>> Encoder<T> for LengthDelimited {
             return Err(self.too_long(length));
         }
         out.reserve(self.header() + frame.len());
-        if self.offset > 0 {
-            out.put_bytes(0, self.offset.into());
-        }
-        let width = usize::from(self.width);
-        if self.little_endian {
-            out.extend_from_slice(&value.to_le_bytes()[..width]);
+        if self.is_plain() {
+            out.put_u32(value as u32);
         } else {
-            out.extend_from_slice(&value.to_be_bytes()[8 - width..]);
+            out.put_bytes(0, self.offset.into());
+            if self.little_endian {
+                out.put_uint_le(value, self.width.into());
+            } else {
+                out.put_uint(value, self.width.into());
+            }
         }
         out.extend_from_slice(frame);
         Ok(())

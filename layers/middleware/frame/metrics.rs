@@ -36,6 +36,12 @@ impl Metrics {
             .record_many(0.0, requests as usize);
     }
 
+    /// Adds a request that failed at once.
+    pub(super) fn failed_at_once(&self) {
+        self.failed.increment(1);
+        self.failed_seconds.record(0.0);
+    }
+
     /// Adds a request that was waited for.
     pub(super) fn waited(&self, ok: bool, took: Duration) {
         let (count, seconds) = if ok {

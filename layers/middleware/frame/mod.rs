@@ -13,7 +13,8 @@
 //!     .layer(FrameLayer::with_framing(LengthDelimited::max_frame(1 << 20), framing)?)
 //!     .layer(GlobalConcurrencyLimitLayer::new(4096))
 //!     .service_fn(async |request: Request<Bytes>| Ok::<_, std::io::Error>(request.into_message()));
-//! # Ok::<_, tower_net::error::ConfigError>(drop(stack))
+//! # drop(stack);
+//! # Ok::<(), tower_net::error::ConfigError>(())
 //! ```
 //!
 //! Any tokio-util `Decoder + Encoder` will do for a codec; [`LengthDelimited`] and [`Delimited`] are ours.
@@ -55,12 +56,14 @@
 //! what was read too much, see [`FrameFuture::into_parts`].
 
 mod buffers;
+mod close;
 mod delimiter;
 mod driver;
 mod error;
 mod flight;
 mod length;
 mod metrics;
+mod park;
 mod request;
 mod serve;
 mod settings;

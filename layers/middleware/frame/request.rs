@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
 use crate::conn::{ConnInfo, Deadline};
 
@@ -6,13 +6,16 @@ use crate::conn::{ConnInfo, Deadline};
 #[derive(Debug)]
 pub struct Request<T> {
     message: T,
-    conn: Arc<ConnInfo>,
+    conn: ConnRef,
 }
 
 impl<T> Request<T> {
     /// A request that came on `conn`.
-    pub fn new(message: T, conn: Arc<ConnInfo>) -> Self {
-        Self { message, conn }
+    pub fn new(message: T, conn: &Arc<ConnInfo>) -> Self {
+        Self {
+            message,
+            conn: ConnRef::to(conn),
+        }
     }
 
     /// The message.
@@ -35,7 +38,8 @@ impl<T> Request<T> {
 
     /// The connection: the peer, and the handle to extend a deadline or to close after this reply.
     pub fn conn(&self) -> &Arc<ConnInfo> {
-        &self.conn
+        let conn = self.conn.0.as_ref();
+        conn.expect("only its drop takes it")
     }
 
     /// By when the reply must be there. Ask in the handler, before it hands the work to another task: see
@@ -43,4 +47,39 @@ impl<T> Request<T> {
     pub fn deadline(&self) -> Deadline {
         Deadline::current()
     }
+}
+
+/// A reference to the connection, handed from one request to the next.
+///
+/// Counting references costs more than many a handler. As long as handlers answer at once, the reference that
+/// one request gives up is the one that the next of the same connection takes.
+#[derive(Debug)]
+struct ConnRef(Option<Arc<ConnInfo>>);
+
+impl ConnRef {
+    #[inline]
+    fn to(conn: &Arc<ConnInfo>) -> Self {
+        let last = LAST
+            .take()
+            .filter(|last| Arc::ptr_eq(last, conn));
+        Self(Some(last.unwrap_or_else(|| Arc::clone(conn))))
+    }
+}
+
+impl Drop for ConnRef {
+    #[inline]
+    fn drop(&mut self) {
+        // A thread that is ending has no place to keep it any more.
+        let _ended = LAST.try_with(|last| last.set(self.0.take()));
+    }
+}
+
+/// Lets go of the reference that the last request of a burst has left.
+pub(super) fn forget_last() {
+    drop(LAST.take());
+}
+
+thread_local! {
+    /// Cleared at the end of each burst of a connection, so that it keeps no connection for long.
+    static LAST: Cell<Option<Arc<ConnInfo>>> = const { Cell::new(None) };
 }

@@ -15,6 +15,7 @@ use crate::{
     base::{
         error::{BoxError, ConfigError},
         io::Io,
+        time::KeepsTime,
     },
     conn::{
         Conn,
@@ -37,6 +38,7 @@ pub(super) struct Shared {
     pub(super) framing: Framing,
     pub(super) metrics: Metrics,
     no_limits: Arc<Limits>,
+    keeps_time: KeepsTime,
 }
 
 impl<C> FrameLayer<C> {
@@ -66,6 +68,7 @@ impl<C> FrameLayer<C> {
             shared: Arc::new(Shared {
                 metrics: Metrics::new(&framing.service),
                 no_limits: Arc::new(Limits::NONE),
+                keeps_time: KeepsTime::default(),
                 framing,
             }),
         }
@@ -144,7 +147,12 @@ where
     type Future = FrameFuture<I, S, C, L>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
+        Poll::Ready(
+            self.shared
+                .keeps_time
+                .check()
+                .map_err(Into::into),
+        )
     }
 
     fn call(&mut self, conn: Conn<I>) -> FrameFuture<I, S, C, L> {
@@ -227,6 +235,10 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
+        this.driver
+            .info()
+            .ending
+            .register(cx.waker());
         loop {
             if let Poll::Ready(result) = this.driver.poll(cx) {
                 return Poll::Ready(result);
@@ -235,7 +247,6 @@ where
                 return Poll::Pending;
             };
             let info = this.driver.info();
-            info.ending.register(cx.waker());
             match std::task::ready!(watch.as_mut().poll(cx, info)) {
                 Verdict::Told => {}
                 Verdict::Over(elapsed) => {

@@ -1,34 +1,3 @@
-//! Limits how many connections are open at once, over every clone of the layer and every listener.
-//!
-//! **Where it goes**: right below the meter, so that a refusal costs nothing but is counted.
-//!
-//! ```
-//! use tower::ServiceBuilder;
-//! use tower_net::limit::{ConnectionLimitLayer, OverLimit};
-//!
-//! let reset_the_surplus = ConnectionLimitLayer::new(10_000)?;
-//! let leave_it_in_the_backlog = ConnectionLimitLayer::new(10_000)?.over_limit(OverLimit::Wait);
-//! let stack = ServiceBuilder::new().layer(reset_the_surplus);
-//! # Ok::<_, tower_net::error::ConfigError>(drop((stack, leave_it_in_the_backlog)))
-//! ```
-//!
-//! A place is held by the stream itself, through TLS, HTTP, upgrades and other tasks, and is free again
-//! exactly when the stream is dropped: at a normal end, an error, a timeout, a panic, a cancel or a drain.
-//!
-//! # Readiness
-//!
-//! [`OverLimit::Reset`]: the inner service's. [`OverLimit::Wait`] and [`OverLimit::WaitUpTo`]: ready once
-//! there is a place, which the service then holds until the call; a clone does not take it along, and dropping
-//! the service gives it back.
-//!
-//! # Errors
-//!
-//! [`Full`] for a connection that was refused; it was reset, and nothing of it was read.
-//!
-//! # On drop
-//!
-//! Dropping the future drops the stream, and so frees the place.
-
 use std::{
     error::Error,
     fmt, io,
@@ -50,8 +19,9 @@ use tower_service::Service;
 
 use crate::{
     base::{
-        error::{BoxError, ConfigError},
+        error::{BoxError, ConfigError, NoTimer},
         io::{GuardedIo, Io},
+        time::KeepsTime,
     },
     conn::{CloseReason, Conn},
 };
@@ -71,7 +41,7 @@ pub enum OverLimit {
     WaitUpTo(Duration),
 }
 
-/// Limits how many connections are open. See the [module](self).
+/// Limits how many connections are open. See the [module](crate::limit).
 #[derive(Debug, Clone)]
 pub struct ConnectionLimitLayer {
     shared: Arc<Shared>,
@@ -82,6 +52,7 @@ struct Shared {
     limit: usize,
     places: Arc<Semaphore>,
     refused: Counter,
+    keeps_time: KeepsTime,
 }
 
 impl ConnectionLimitLayer {
@@ -102,6 +73,7 @@ impl ConnectionLimitLayer {
                 limit,
                 places: Arc::new(Semaphore::new(limit)),
                 refused: counter!("tower_net_refused_total", "reason" => CloseReason::Limit.label()),
+                keeps_time: KeepsTime::default(),
             }),
             over: OverLimit::default(),
         })
@@ -158,26 +130,27 @@ enum Patience {
 }
 
 impl<S> ConnectionLimit<S> {
-    fn poll_place(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_place(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NoTimer>> {
         if self.place.is_some() || self.over == OverLimit::Reset {
-            return Poll::Ready(());
+            return Poll::Ready(Ok(()));
         }
         if let Poll::Ready(place) = self.places.poll_acquire(cx) {
             self.place = place;
             self.patience = Patience::Full;
-            return Poll::Ready(());
+            return Poll::Ready(Ok(()));
         }
         let OverLimit::WaitUpTo(limit) = self.over else {
             return Poll::Pending;
         };
         if matches!(self.patience, Patience::Full) {
+            self.shared.keeps_time.check()?;
             self.patience = Patience::Running(Box::pin(tokio::time::sleep(limit)));
         }
         if let Patience::Running(sleep) = &mut self.patience {
             ready!(sleep.as_mut().poll(cx));
             self.patience = Patience::Gone;
         }
-        Poll::Ready(())
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -208,7 +181,7 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         // The inner service first: a place must not be held while something else is waited for.
         ready!(self.inner.poll_ready(cx)).map_err(Into::into)?;
-        self.poll_place(cx).map(Ok)
+        self.poll_place(cx).map_err(Into::into)
     }
 
     fn call(&mut self, conn: Conn<I>) -> ConnectionLimitFuture<S::Future> {

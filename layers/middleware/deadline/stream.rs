@@ -1,0 +1,179 @@
+use std::{
+    cell::Cell,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_util::task::AtomicWaker;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{
+    base::io::Io,
+    conn::{CloseReason, ConnInfo, Elapsed, reset_on_drop},
+};
+
+/// A stream that reports its progress, and that fails once a limit of its connection has passed.
+///
+/// The bound is here for the sake of the drop, which resets the socket when the reason asks for it.
+#[derive(Debug)]
+pub struct DeadlineIo<I: Io> {
+    io: I,
+    info: Arc<ConnInfo>,
+}
+
+impl<I: Io> DeadlineIo<I> {
+    pub(super) fn new(io: I, info: Arc<ConnInfo>) -> Self {
+        Self { io, info }
+    }
+}
+
+impl<I: Io> DeadlineIo<I> {
+    /// The error of a stream that must not be used any more.
+    fn check(&self, late: bool) -> io::Result<()> {
+        if self.info.ending.is_cut() {
+            let which = self
+                .info
+                .close_reason()
+                .unwrap_or(CloseReason::Cut);
+            return Err(Elapsed::new(which, None).into());
+        }
+        if late {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
+    }
+
+    fn written<T>(&self, result: Poll<io::Result<T>>, cx: &Context<'_>) -> Poll<io::Result<T>> {
+        let waits = &self.info.waits;
+        match &result {
+            Poll::Pending => {
+                waits.blocked.set(true);
+                register(&waits.writer, cx);
+            }
+            Poll::Ready(done) => {
+                waits.blocked.set(false);
+                if done.is_err() {
+                    self.info.ending.saw_failure();
+                }
+            }
+        }
+        result
+    }
+
+    fn moved(&self, result: Poll<io::Result<usize>>, cx: &Context<'_>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &result {
+            self.info.waits.move_out(*bytes as u64);
+        }
+        self.written(result, cx)
+    }
+}
+
+impl<I: Io> Io for DeadlineIo<I> {
+    delegate_socket!(io);
+}
+
+impl<I: Io> AsyncRead for DeadlineIo<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.check(self.info.waits.read_late.get())?;
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.io).poll_read(cx, buf);
+        let waits = &self.info.waits;
+        waits.reading.set(result.is_pending());
+        match &result {
+            Poll::Pending => register(&waits.reader, cx),
+            Poll::Ready(Err(_)) => self.info.ending.saw_failure(),
+            Poll::Ready(Ok(())) => {
+                let read = buf.filled().len() - before;
+                if read > 0 {
+                    waits.move_in(read as u64);
+                } else if buf.remaining() > 0 {
+                    self.info.ending.saw_end();
+                }
+            }
+        }
+        result
+    }
+}
+
+impl<I: Io> AsyncWrite for DeadlineIo<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check(self.info.waits.write_late.get())?;
+        let result = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.moved(result, cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.check(self.info.waits.write_late.get())?;
+        let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.moved(result, cx)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(self.info.waits.write_late.get())?;
+        let result = Pin::new(&mut self.io).poll_flush(cx);
+        self.written(result, cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.io).poll_shutdown(cx);
+        self.written(result, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+impl<I: Io> Drop for DeadlineIo<I> {
+    fn drop(&mut self) {
+        if self.info.must_reset() {
+            reset_on_drop(&self.io, &self.info);
+        }
+    }
+}
+
+/// While it lives, streams polled with this task's own waker need not remember it: when something is told to
+/// the connection, its future polls its service again anyway.
+pub(super) struct OwnTask {
+    outer: *const (),
+}
+
+impl OwnTask {
+    pub(super) fn enter(cx: &Context<'_>) -> Self {
+        Self {
+            outer: OWN_TASK.replace(cx.waker().data()),
+        }
+    }
+}
+
+impl Drop for OwnTask {
+    fn drop(&mut self) {
+        OWN_TASK.set(self.outer);
+    }
+}
+
+/// Remembers whom to wake when the stream is to fail, unless it is the connection's own task.
+fn register(waker: &AtomicWaker, cx: &Context<'_>) {
+    // Compared by address and never followed: both are alive now, so the same address is the same waker.
+    if OWN_TASK.get() != cx.waker().data() {
+        waker.register(cx.waker());
+    }
+}
+
+thread_local! {
+    static OWN_TASK: Cell<*const ()> = const { Cell::new(std::ptr::null()) };
+}

@@ -1,0 +1,158 @@
+//! How a framed connection ends: in order with a last word, or at once.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use tokio::io::AsyncWrite;
+use tokio_util::codec::{Decoder, Encoder};
+use tower_service::Service;
+
+use crate::{
+    base::{
+        error::{BoxError, find},
+        io::{Io, Linger, linger},
+    },
+    conn::{CloseReason, Conn, Elapsed, reset_on_drop},
+    middleware::frame::{
+        FrameError, LastReply, Request,
+        driver::{Driver, Ending},
+    },
+};
+
+impl<I, S, C, L> Driver<I, S, C, L>
+where
+    I: Io,
+    S: Service<Request<C::Item>>,
+    S::Error: Into<BoxError>,
+    C: Decoder + Encoder<S::Response>,
+    <C as Decoder>::Error: Into<BoxError>,
+    <C as Encoder<S::Response>>::Error: Into<BoxError>,
+    L: LastReply<S::Response>,
+{
+    /// The request that is next in order has failed: nothing behind it is answered any more.
+    pub(super) fn fail(&mut self, error: FrameError) {
+        self.flight.clear();
+        self.ending = None;
+        self.fail_behind(error);
+    }
+
+    /// Something behind all that is in flight has failed: what is before it is finished first.
+    pub(super) fn fail_behind(&mut self, error: FrameError) {
+        if self.ending.is_some() {
+            return;
+        }
+        self.waiting = None;
+        self.ending = Some(Box::new(Ending {
+            reason: error.reason(),
+            last: self.last.last_reply(&error),
+            error: Some(error),
+            lingers: true,
+        }));
+    }
+
+    /// Nothing more will be taken, and nothing is wrong.
+    pub(super) fn end(&mut self, reason: CloseReason, lingers: bool) {
+        self.ending = Some(Box::new(Ending {
+            reason,
+            last: None,
+            error: None,
+            lingers,
+        }));
+    }
+
+    /// The last reply, behind all others.
+    pub(super) fn say_last(&mut self) {
+        if !self.flight.is_empty() {
+            return;
+        }
+        let last = self
+            .ending
+            .as_mut()
+            .and_then(|ending| ending.last.take());
+        if let Some(last) = last {
+            let before = self.output.len();
+            if self
+                .codec
+                .encode(last, self.output.buffer())
+                .is_err()
+            {
+                self.output.bytes.truncate(before);
+            }
+        }
+    }
+
+    /// Everything is said: closes, in order. Only now is the reason certain; until here a peer that takes
+    /// nothing could still have been the end of it.
+    pub(super) fn close(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.report();
+        let mut conn = self.conn.take().expect("closed once");
+        let lingers = self
+            .ending
+            .as_ref()
+            .is_some_and(|ending| {
+                self.info.end_with(ending.reason);
+                ending.lingers && !self.ended
+            });
+        if !lingers
+            && Pin::new(&mut conn)
+                .poll_shutdown(cx)
+                .is_ready()
+        {
+            return Poll::Ready(self.result());
+        }
+        self.info.waits.clear_deadlines();
+        self.info.waits.busy.set(true);
+        self.closing = Some(Box::new(Box::pin(async move {
+            // A peer that has gone meanwhile has nothing more to lose.
+            let _gone = linger(conn, Linger::default()).await;
+        })));
+        self.poll_closing(cx)
+    }
+
+    pub(super) fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        if let Some(closing) = &mut self.closing {
+            ready!(closing.as_mut().as_mut().poll(cx));
+        }
+        self.closing = None;
+        Poll::Ready(self.result())
+    }
+
+    fn result(&mut self) -> Result<(), BoxError> {
+        let error = self
+            .ending
+            .take()
+            .and_then(|ending| ending.error);
+        error.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// The stream failed: nobody is left to answer.
+    pub(super) fn broken(&mut self, error: io::Error) -> BoxError {
+        if find::<Elapsed>(&error).is_none() {
+            self.info.end_with(CloseReason::Reset);
+        }
+        self.abandon();
+        FrameError::Io(error).into()
+    }
+
+    /// Drops the stream and everything in flight. What is unsent is not left to the kernel.
+    pub(super) fn abandon(&mut self) {
+        let unsent = self.info.must_reset() || !self.output.is_clear();
+        if let Some(conn) = self.conn.take().filter(|_| unsent) {
+            reset_on_drop(&conn, &self.info);
+        }
+        self.flight.clear();
+        self.closing = None;
+    }
+
+    /// The stream, what was read and not decoded, and what was encoded and not written.
+    pub(super) fn into_parts(mut self) -> Option<(Conn<I>, Bytes, Bytes)> {
+        let conn = self.conn.take()?;
+        let read = std::mem::take(&mut self.input.bytes).freeze();
+        let unwritten = std::mem::take(&mut self.output.bytes).freeze();
+        Some((conn, read, unwritten))
+    }
+}

@@ -1,0 +1,169 @@
+//! How a framed connection waits: what it is told, what it waits for, what it gives back meanwhile.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio_util::codec::{Decoder, Encoder};
+use tower_service::Service;
+
+use crate::{
+    base::{error::BoxError, io::Io, time::now},
+    conn::{CloseReason, Elapsed, waits::plus},
+    middleware::frame::{FrameError, LastReply, Request, driver::Driver},
+};
+
+impl<I, S, C, L> Driver<I, S, C, L>
+where
+    I: Io,
+    S: Service<Request<C::Item>>,
+    S::Error: Into<BoxError>,
+    C: Decoder + Encoder<S::Response>,
+    <C as Decoder>::Error: Into<BoxError>,
+    <C as Encoder<S::Response>>::Error: Into<BoxError>,
+    L: LastReply<S::Response>,
+{
+    /// What others have said to the connection since the last poll.
+    pub(super) fn hear(&mut self) {
+        let framing = &self.shared.framing;
+        match self.info.close_reason() {
+            Some(which @ CloseReason::Request) => {
+                let elapsed = Elapsed::new(which, Some(framing.request));
+                self.fail_behind(FrameError::Elapsed(elapsed));
+            }
+            Some(which @ CloseReason::Handler) if !self.flight.is_empty() => {
+                let elapsed = Elapsed::new(which, Some(framing.handler));
+                self.fail(FrameError::Elapsed(elapsed));
+            }
+            _ => {}
+        }
+        self.leaving = self.info.ending.leaving();
+        if let Some(extra) = self.info.waits.take_extra() {
+            self.flight.extend(extra);
+            self.info.waits.request_by.extend(extra);
+            self.info.waits.reply_by.extend(extra);
+        }
+    }
+
+    pub(super) fn wants_input(&self) -> bool {
+        self.ending.is_none()
+            && !self.ended
+            && self.waiting.is_none()
+            && self.turn < self.last_turn
+            && !(self.sealed && self.last_turn == u64::MAX)
+            && self.has_room()
+    }
+
+    /// About to park, told to leave: what has arrived by now is the last of it. `true` if that leaves
+    /// something to do at once.
+    pub(super) fn seal(&mut self) -> bool {
+        let Some(reason) = self.leaving.filter(|_| !self.sealed) else {
+            return false;
+        };
+        self.sealed = true;
+        if !self.dry {
+            // Whole requests may be here that there is no room for yet.
+            return false;
+        }
+        if self.input.is_empty() && self.flight.is_empty() && self.output.is_clear() {
+            // Idle: nothing of the peer's is here that a close would turn into a reset.
+            self.end(reason, false);
+            return true;
+        }
+        self.take_last();
+        self.last_turn == self.turn
+    }
+
+    /// Sealed, and no whole request is here any more: one that has begun to arrive is the last. Once that is
+    /// taken and answered, the connection leaves.
+    pub(super) fn take_last(&mut self) {
+        if self.sealed && self.dry && self.last_turn == u64::MAX {
+            self.last_turn = self.turn + u64::from(!self.input.is_empty());
+        }
+        if self.ending.is_none() {
+            if self.ended && self.dry {
+                self.end(CloseReason::Peer, false);
+            } else if self.turn >= self.last_turn {
+                self.end(
+                    self.leaving
+                        .unwrap_or(CloseReason::Served),
+                    true,
+                );
+            }
+        }
+    }
+
+    /// Handlers were not polled while the peer took no replies: that time is not theirs.
+    pub(super) fn give_back_held_time(&mut self) {
+        if let Some(since) = self.held_since.take() {
+            self.flight
+                .extend(now().saturating_duration_since(since));
+        }
+    }
+
+    /// Notes what is waited for, and gives back what is not needed meanwhile.
+    pub(super) fn park(&mut self) {
+        let mut clock = None;
+        let mut now = || *clock.get_or_insert_with(now);
+        let (info, waits) = (&self.info, &self.info.waits);
+        let framing = &self.shared.framing;
+        let handling = !self.flight.is_empty() || self.waiting.is_some();
+        waits
+            .busy
+            .set(handling || self.ending.is_some());
+
+        let receiving = !self.input.is_empty() && self.wants_input();
+        waits.receiving.set(receiving);
+        if !receiving {
+            self.timed_turn = 0;
+            waits.request_by.clear();
+        } else if self.timed_turn != self.turn + 1 {
+            self.timed_turn = self.turn + 1;
+            waits
+                .turn
+                .store(self.timed_turn, Relaxed);
+            let by = plus(info.stamp(now()), framing.request);
+            waits.request_by.set(by);
+        }
+
+        match self.flight.stamp(&mut now) {
+            Some(by) if !self.congested => waits.handler_by.set(info.stamp(by)),
+            _ => waits.handler_by.clear(),
+        }
+        if self.congested && !self.flight.is_empty() {
+            self.held_since
+                .get_or_insert_with(&mut now);
+        }
+
+        if self.output.is_clear() {
+            self.timed_reply = 0;
+            waits.reply_by.clear();
+        } else if self.output.written() >= self.timed_reply {
+            self.timed_reply = self.output.queued();
+            waits
+                .reply_by
+                .set(plus(info.stamp(now()), framing.reply));
+        }
+
+        self.input.park();
+        self.output.park();
+        self.flight.shrink();
+        self.report();
+    }
+
+    pub(super) fn report(&mut self) {
+        if self.at_once > 0 {
+            self.shared
+                .metrics
+                .at_once(self.at_once);
+            self.at_once = 0;
+        }
+        let queued = u32::try_from(self.output.len()).unwrap_or(u32::MAX);
+        if queued != self.reported {
+            let change = f64::from(queued) - f64::from(self.reported);
+            self.shared
+                .metrics
+                .queued
+                .increment(change);
+            self.reported = queued;
+        }
+    }
+}

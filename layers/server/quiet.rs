@@ -1,0 +1,79 @@
+//! The promise that everything else leans on: a busy, healthy connection reads no clock and touches no timer.
+
+use std::{convert::Infallible, time::Duration};
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    base::time::count::{CLOCK_READS, TIMERS_ARMED},
+    conn::Conn,
+    middleware::{
+        deadline::DeadlineLayer,
+        frame::{FrameLayer, LengthDelimited, Request},
+        limit::ConnectionLimitLayer,
+        meter::MeterLayer,
+        trace::TraceLayer,
+    },
+};
+
+/// A handler that answers at once.
+#[derive(Clone)]
+struct Echo;
+
+impl Service<Request<Bytes>> for Echo {
+    type Response = Bytes;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Bytes, Infallible>>;
+
+    fn poll_ready(
+        &mut self,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Infallible>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        std::future::ready(Ok(request.into_message()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_requests_in_a_second_read_no_clock_and_arm_no_timer() {
+    let framed = FrameLayer::new(LengthDelimited::max_frame(64)).layer(Echo);
+    let guarded = DeadlineLayer::default().layer(framed);
+    let limited = ConnectionLimitLayer::new(1)
+        .unwrap()
+        .layer(guarded);
+    let mut stack = MeterLayer::new("quiet").layer(TraceLayer::new().layer(limited));
+    let (near, mut far) = duplex(1024);
+    std::future::poll_fn(|cx| stack.poll_ready(cx))
+        .await
+        .unwrap();
+    let served = stack.call(Conn::new(near, ()));
+
+    let client = async {
+        let mut reply = [0; 6];
+        let before = (CLOCK_READS.get(), TIMERS_ARMED.get());
+        for _ in 0..10_000 {
+            far.write_all(b"\0\0\0\x02hi")
+                .await
+                .unwrap();
+            far.read_exact(&mut reply)
+                .await
+                .unwrap();
+            tokio::time::advance(Duration::from_micros(100)).await;
+        }
+        let after = (CLOCK_READS.get(), TIMERS_ARMED.get());
+        drop(far);
+        (after.0 - before.0, after.1 - before.1)
+    };
+    let (served, (clock_reads, timers_armed)) = tokio::join!(served, client);
+
+    served.unwrap();
+    // The accept, the first byte and one tick of the idle timeout; nothing that grows with the requests.
+    assert!(clock_reads <= 8, "{clock_reads} clock reads");
+    assert!(timers_armed <= 4, "{timers_armed} timers armed");
+}
