@@ -139,7 +139,7 @@ impl Backoff {
             }
             _ => {
                 let wait = self.wait.max(self.first);
-                self.wait = (wait * 2).min(self.longest);
+                self.wait = wait.saturating_mul(2).min(self.longest);
                 self.retries = 0;
                 Next::Wait(wait)
             }

@@ -1,9 +1,14 @@
 //! The promise that everything else leans on: a busy, healthy connection reads no clock and touches no timer.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    future::{Ready, poll_fn, ready},
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -26,17 +31,14 @@ struct Echo;
 impl Service<Request<Bytes>> for Echo {
     type Response = Bytes;
     type Error = Infallible;
-    type Future = std::future::Ready<Result<Bytes, Infallible>>;
+    type Future = Ready<Result<Bytes, Infallible>>;
 
-    fn poll_ready(
-        &mut self,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Result<(), Infallible>> {
-        std::task::Poll::Ready(Ok(()))
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        std::future::ready(Ok(request.into_message()))
+        ready(Ok(request.into_message()))
     }
 }
 
@@ -49,7 +51,7 @@ async fn ten_thousand_requests_in_a_second_read_no_clock_and_arm_no_timer() {
         .layer(guarded);
     let mut stack = MeterLayer::new("quiet").layer(TraceLayer::new().layer(limited));
     let (near, mut far) = duplex(1024);
-    std::future::poll_fn(|cx| stack.poll_ready(cx))
+    poll_fn(|cx| Service::<Conn<DuplexStream>>::poll_ready(&mut stack, cx))
         .await
         .unwrap();
     let served = stack.call(Conn::new(near, ()));
