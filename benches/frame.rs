@@ -5,7 +5,9 @@ mod harness;
 use std::{convert::Infallible, io};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::{SinkExt, StreamExt};
 use harness::{Bursts, Scene};
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tower::{Service, ServiceBuilder, ServiceExt};
 use tower_net::{
     Conn,
@@ -18,6 +20,9 @@ use tower_net::{
 
 const SCENES: &[Scene] = &[
     ("bare, 64 bytes, depth 1", |rounds| bare(rounds, 64, 1)),
+    ("tokio-util Framed, 64 bytes, depth 1", |rounds| {
+        rival(rounds, 64, 1);
+    }),
     ("framed, 64 bytes, depth 1", |rounds| framed(rounds, 64, 1)),
     ("full stack, 64 bytes, depth 1", |rounds| {
         full(rounds, 64, 1)
@@ -62,6 +67,18 @@ fn bare(rounds: u64, size: usize, depth: usize) {
                 read => peer.write_all(&buffer[..read]).await?,
             }
         }
+    });
+}
+
+/// What one would write without this crate: no limits, no deadlines, a write for each reply.
+fn rival(rounds: u64, size: usize, depth: usize) {
+    let codec = LengthDelimitedCodec::new();
+    let mut framed = Framed::new(peer(rounds, size, depth), codec);
+    run(async move {
+        while let Some(frame) = framed.next().await {
+            framed.send(frame?.freeze()).await?;
+        }
+        Ok(())
     });
 }
 

@@ -1,4 +1,119 @@
-//! Tower middleware for raw-stream services.
+//! Tower middleware for raw-stream services: TCP, Unix, and whatever else reads and writes bytes.
+//!
+//! A raw-stream service is an `async fn(Conn<I>) -> Result<(), E>`: a plain [`tower_service::Service`], called
+//! once for each connection. What every such service must do besides its work (limit connections, time out the
+//! slow and the silent, cap frames, count, log, drain) is a [`tower_layer::Layer`] each, and one
+//! `ServiceBuilder` stack reads from the socket to the request, top to bottom:
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use bytes::Bytes;
+//! use tower::{ServiceBuilder, limit::GlobalConcurrencyLimitLayer};
+//! use tower_net::{
+//!     Server,
+//!     deadline::DeadlineLayer,
+//!     frame::{FrameLayer, Framing, LengthDelimited, Request},
+//!     limit::ConnectionLimitLayer,
+//!     meter::MeterLayer,
+//!     trace::TraceLayer,
+//! };
+//!
+//! # async fn shutdown_signal() {}
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let stack = ServiceBuilder::new()
+//!     .layer(MeterLayer::new("echo"))                   // bytes, connections, close reasons
+//!     .layer(TraceLayer::new())                         // a span each, one closing event
+//!     .layer(ConnectionLimitLayer::new(10_000)?)        // resets the surplus
+//!     .layer(DeadlineLayer::default())                  // first byte 3 s, idle 90 s, write stall 30 s
+//!     .layer(FrameLayer::with_framing(
+//!         LengthDelimited::max_frame(1 << 20),
+//!         Framing::default().pipelined(64),             // request, handler and reply 30 s each
+//!     )?)
+//!     .layer(GlobalConcurrencyLimitLayer::new(4096))    // a stock layer, at request level
+//!     .service_fn(async |request: Request<Bytes>| Ok::<_, std::io::Error>(request.into_message()));
+//!
+//! let report = Server::bind("0.0.0.0:7000")
+//!     .await?
+//!     .serve(stack)
+//!     .with_graceful_shutdown(shutdown_signal())
+//!     .drain_for(Duration::from_secs(30))
+//!     .await?;
+//! println!("{report}");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What it is not
+//!
+//! No framework: there is no service trait of its own, no context type, no runtime made, no signal handler
+//! installed, no process ended. No protocol: bring a codec, or take one of the two here.
+//!
+//! # The life of a connection
+//!
+//! ```text
+//!  listen ─► accept ─────► your stack ───────────────────────────► your service ─► close ─► report
+//!              └ Backoff     meter       every byte, every end                       one CloseReason,
+//!                            trace       a span, an event                            the first one given
+//!                            limit       refuse before spending anything
+//!                            deadline    first byte, idle, write stall, age
+//!                            frame       bytes ─► requests ─► replies
+//! ```
+//!
+//! # The floors
+//!
+//! A folder of the source uses only the folders before it, and layers never use each other:
+//!
+//! ```text
+//!  base        bytes, clocks, failure
+//!  conn        the connection, what is known of it, and how it ends
+//!  edge        where streams begin
+//!  middleware  the layers
+//!  server      accept, drain, report
+//! ```
+//!
+//! # Defaults, and why
+//!
+//! | what | default | because |
+//! |---|---|---|
+//! | first byte | 3 s | clients of raw protocols speak at once; one lost packet must not cost them |
+//! | idle | 90 s | as Go's `http.Transport` keeps its idle connections |
+//! | write stall | 30 s | longer than any pause of a peer that will go on |
+//! | request, handler, reply | 30 s each | what callers wait before they give up themselves |
+//! | replies queued | 64 KiB | one large write; beyond it reading stops |
+//! | frame | stated by you | there is no size that is right for all |
+//! | connections | stated by you | it depends on descriptors and memory |
+//! | drain | 30 s | longer than nearly every request, within what process managers allow |
+//! | backlog | 4096 | the system's own cap |
+//! | TCP | no delay, keepalive after 15 s | as Go does |
+//! | Unix socket | mode `0600` | whoever wants others to connect has to say so |
+//!
+//! # Metrics
+//!
+//! Through the [`metrics`] facade, with handles made once when a layer is built: install the recorder first.
+//! Every label has a fixed, small set of values.
+//!
+//! | name | kind | labels | from |
+//! |---|---|---|---|
+//! | `tower_net_connections_opened_total` | counter | `service` | [`meter`] |
+//! | `tower_net_connections_closed_total` | counter | `service`, `reason`: see [`CloseReason`]; the deadlines hit are reasons | [`meter`] |
+//! | `tower_net_connections_active` | gauge | `service` | [`meter`] |
+//! | `tower_net_received_bytes_total`, `tower_net_sent_bytes_total` | counter | `service` | [`meter`] |
+//! | `tower_net_first_byte_seconds`, `tower_net_connection_seconds` | histogram | `service` | [`meter`] |
+//! | `tower_net_refused_total` | counter | `reason` | [`limit`] |
+//! | `tower_net_requests_total` | counter | `service`, `outcome`: `ok`, `failed` | [`frame`] |
+//! | `tower_net_request_seconds` | histogram | `service`, `outcome`; zero for a request that was answered at once | [`frame`] |
+//! | `tower_net_write_queue_bytes` | gauge | `service` | [`frame`] |
+//! | `tower_net_accept_errors_total` | counter | `kind`: see [`AcceptError`] | [`Server`] |
+//! | `tower_net_open_descriptors`, `tower_net_descriptor_limit` | gauge | | [`Server`] |
+//!
+//! # Features
+//!
+//! None so far: everything here needs nothing beyond tokio and tower. `full` is there for what is to come.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![doc(test(attr(deny(warnings))))]
 
 #[macro_use]
 mod base;
@@ -8,3 +123,7 @@ mod middleware;
 mod server;
 
 pub use crate::{base::*, conn::*, edge::*, middleware::*, server::*};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -3,6 +3,8 @@
 //! Each scene is run twice in a process of its own under valgrind, for a few rounds and for many; the
 //! difference is what the rounds themselves cost.
 
+#![expect(clippy::print_stdout, reason = "the table is what it is for")]
+
 use std::{
     env, io,
     pin::Pin,
@@ -15,15 +17,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower_net::io::Io;
 
 /// A name, and what to run so many times.
-pub type Scene = (&'static str, fn(u64));
+pub(crate) type Scene = (&'static str, fn(u64));
 
 /// Runs one scene if asked to by the process that counts; else counts all, and prints a table in which every
 /// row is compared with the first.
-pub fn main(title: &str, unit: &str, scenes: &[Scene]) {
+pub(crate) fn main(title: &str, unit: &str, scenes: &[Scene]) {
     let arguments: Vec<String> = env::args().collect();
-    if let [_, flag, name, rounds] = &arguments[..]
-        && flag == "--scene"
-    {
+    if let [_, _, name, rounds] = &arguments[..] {
         let rounds = rounds
             .parse()
             .expect("a number of rounds");
@@ -63,7 +63,7 @@ fn count(scene: &str, rounds: u64) -> Option<u64> {
 
 /// A peer in memory: sends the same burst again and again, and takes whatever is sent to it.
 #[derive(Debug)]
-pub struct Bursts {
+pub(crate) struct Bursts {
     burst: Bytes,
     rest: Bytes,
     left: u64,
@@ -72,7 +72,7 @@ pub struct Bursts {
 
 impl Bursts {
     /// Sends `burst` so many times, with a pause after each, and ends.
-    pub fn new(burst: impl Into<Bytes>, times: u64) -> Self {
+    pub(crate) fn new(burst: impl Into<Bytes>, times: u64) -> Self {
         Self {
             burst: burst.into(),
             rest: Bytes::new(),

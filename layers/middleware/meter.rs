@@ -4,7 +4,7 @@
 //! count plain text. The outermost one also keeps the counts in [`ConnInfo`].
 //!
 //! ```
-//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use tower::{ServiceBuilder, ServiceExt};
 //! use tower_net::{Conn, meter::{MeterIo, MeterLayer}};
 //!
 //! # #[tokio::main(flavor = "current_thread")]

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::{Ready, poll_fn, ready},
+    io,
     task::{Context, Poll},
     time::Duration,
 };
@@ -13,7 +14,10 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    base::time::count::{CLOCK_READS, TIMERS_ARMED},
+    base::{
+        error::BoxError,
+        time::count::{CLOCK_READS, TIMERS_ARMED},
+    },
     conn::Conn,
     middleware::{
         deadline::DeadlineLayer,
@@ -43,39 +47,34 @@ impl Service<Request<Bytes>> for Echo {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_requests_in_a_second_read_no_clock_and_arm_no_timer() {
+async fn ten_thousand_requests_in_a_second_read_no_clock_and_arm_no_timer() -> Result<(), BoxError>
+{
     let framed = FrameLayer::new(LengthDelimited::max_frame(64)).layer(Echo);
     let guarded = DeadlineLayer::default().layer(framed);
-    let limited = ConnectionLimitLayer::new(1)
-        .unwrap()
-        .layer(guarded);
+    let limited = ConnectionLimitLayer::new(1)?.layer(guarded);
     let mut stack = MeterLayer::new("quiet").layer(TraceLayer::new().layer(limited));
     let (near, mut far) = duplex(1024);
-    poll_fn(|cx| Service::<Conn<DuplexStream>>::poll_ready(&mut stack, cx))
-        .await
-        .unwrap();
+    poll_fn(|cx| Service::<Conn<DuplexStream>>::poll_ready(&mut stack, cx)).await?;
     let served = stack.call(Conn::new(near, ()));
 
     let client = async {
         let mut reply = [0; 6];
         let before = (CLOCK_READS.get(), TIMERS_ARMED.get());
         for _ in 0..10_000 {
-            far.write_all(b"\0\0\0\x02hi")
-                .await
-                .unwrap();
-            far.read_exact(&mut reply)
-                .await
-                .unwrap();
+            far.write_all(b"\0\0\0\x02hi").await?;
+            far.read_exact(&mut reply).await?;
             tokio::time::advance(Duration::from_micros(100)).await;
         }
         let after = (CLOCK_READS.get(), TIMERS_ARMED.get());
         drop(far);
-        (after.0 - before.0, after.1 - before.1)
+        io::Result::Ok((after.0 - before.0, after.1 - before.1))
     };
-    let (served, (clock_reads, timers_armed)) = tokio::join!(served, client);
+    let (served, counted) = tokio::join!(served, client);
+    let (clock_reads, timers_armed) = counted?;
 
-    served.unwrap();
+    served?;
     // The accept, the first byte and one tick of the idle timeout; nothing that grows with the requests.
     assert!(clock_reads <= 8, "{clock_reads} clock reads");
     assert!(timers_armed <= 4, "{timers_armed} timers armed");
+    Ok(())
 }

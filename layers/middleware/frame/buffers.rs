@@ -11,9 +11,9 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_util::io::{poll_read_buf, poll_write_buf};
+use tokio_util::io::poll_read_buf;
 
 /// Read and not yet decoded.
 #[derive(Debug)]
@@ -104,6 +104,9 @@ impl Input {
 #[derive(Debug)]
 pub(super) struct Output {
     pub(super) bytes: BytesMut,
+    /// How much of the bytes is written.
+    sent: usize,
+    /// How much was written before.
     written: u64,
     /// How large a buffer to encode into: what the last bursts came to.
     size: Size,
@@ -115,6 +118,7 @@ impl Output {
     pub(super) fn new() -> Self {
         Self {
             bytes: BytesMut::new(),
+            sent: 0,
             written: 0,
             size: Size::Small,
             taken: Size::Small,
@@ -122,12 +126,14 @@ impl Output {
         }
     }
 
+    /// Bytes that wait.
     #[inline]
     pub(super) fn len(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() - self.sent
     }
 
     /// Everything is written and flushed.
+    #[inline]
     pub(super) fn is_clear(&self) -> bool {
         self.bytes.is_empty() && !self.unflushed
     }
@@ -139,7 +145,7 @@ impl Output {
 
     /// All bytes that were ever written.
     pub(super) fn written(&self) -> u64 {
-        self.written
+        self.written + self.sent as u64
     }
 
     /// Where the next reply goes.
@@ -152,38 +158,61 @@ impl Output {
         &mut self.bytes
     }
 
+    /// Takes back what was encoded since there were so many bytes in the [`buffer`](Self::buffer).
+    pub(super) fn take_back(&mut self, length: usize) {
+        self.bytes.truncate(length);
+    }
+
     /// Writes everything, then flushes once.
     pub(super) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         io: &mut (impl AsyncWrite + Unpin),
     ) -> Poll<io::Result<()>> {
-        let burst = self.bytes.len();
-        if burst > self.size.bytes() {
-            self.size = self.size.larger();
-        } else if burst > 0 && burst < self.size.smaller().bytes() / 2 {
-            self.size = self.size.smaller();
+        if self.is_clear() {
+            return Poll::Ready(Ok(()));
         }
-        while self.bytes.has_remaining() {
-            let written = ready!(poll_write_buf(Pin::new(&mut *io), cx, &mut self.bytes))?;
+        while self.sent < self.bytes.len() {
+            let unsent = &self.bytes[self.sent..];
+            let Poll::Ready(written) = Pin::new(&mut *io).poll_write(cx, unsent) else {
+                self.forget_sent();
+                return Poll::Pending;
+            };
+            let written = written?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.written += written as u64;
+            self.sent += written;
             self.unflushed = true;
         }
-        if self.unflushed {
-            ready!(Pin::new(io).poll_flush(cx))?;
-            self.unflushed = false;
-        }
+        self.size = self.size.toward(self.bytes.len());
+        self.written += self.sent as u64;
+        self.sent = 0;
+        // Rather than advanced over: the whole buffer is there again at no cost.
+        self.bytes.clear();
+        ready!(Pin::new(io).poll_flush(cx))?;
+        self.unflushed = false;
         Poll::Ready(Ok(()))
+    }
+
+    /// More will be queued behind what is left, so the room of what is written must be free again.
+    fn forget_sent(&mut self) {
+        self.bytes.advance(self.sent);
+        self.written += self.sent as u64;
+        self.sent = 0;
     }
 
     /// The connection parks: gives back what it does not need meanwhile.
     pub(super) fn park(&mut self) {
-        if self.bytes.is_empty() {
+        if self.bytes.is_empty() && self.bytes.capacity() > 0 {
             spare::give(std::mem::take(&mut self.bytes), self.taken);
         }
+    }
+
+    /// What was encoded and has not been written.
+    pub(super) fn into_unwritten(mut self) -> Bytes {
+        self.forget_sent();
+        self.bytes.freeze()
     }
 }
 
@@ -207,6 +236,17 @@ impl Size {
         match self {
             Self::Small => Self::Medium,
             Self::Medium | Self::Large => Self::Large,
+        }
+    }
+
+    /// One step towards the size that holds so many bytes.
+    fn toward(self, bytes: usize) -> Self {
+        if bytes > self.bytes() {
+            self.larger()
+        } else if bytes < self.smaller().bytes() / 2 {
+            self.smaller()
+        } else {
+            self
         }
     }
 

@@ -19,6 +19,7 @@ use crate::{
     conn::{CloseReason, Conn, Elapsed, reset_on_drop},
     middleware::frame::{
         FrameError, LastReply, Request,
+        buffers::Output,
         driver::{Driver, Ending},
     },
 };
@@ -74,13 +75,10 @@ where
             .as_mut()
             .and_then(|ending| ending.last.take());
         if let Some(last) = last {
-            let before = self.output.len();
-            if self
-                .codec
-                .encode(last, self.output.buffer())
-                .is_err()
-            {
-                self.output.bytes.truncate(before);
+            let buffer = self.output.buffer();
+            let before = buffer.len();
+            if self.codec.encode(last, buffer).is_err() {
+                self.output.take_back(before);
             }
         }
     }
@@ -152,7 +150,7 @@ where
     pub(super) fn into_parts(mut self) -> Option<(Conn<I>, Bytes, Bytes)> {
         let conn = self.conn.take()?;
         let read = std::mem::take(&mut self.input.bytes).freeze();
-        let unwritten = std::mem::take(&mut self.output.bytes).freeze();
+        let unwritten = std::mem::replace(&mut self.output, Output::new()).into_unwritten();
         Some((conn, read, unwritten))
     }
 }

@@ -361,12 +361,10 @@ where
     }
 
     fn encode(&mut self, reply: S::Response) {
-        let before = self.output.len();
-        if let Err(error) = self
-            .codec
-            .encode(reply, self.output.buffer())
-        {
-            self.output.bytes.truncate(before);
+        let buffer = self.output.buffer();
+        let before = buffer.len();
+        if let Err(error) = self.codec.encode(reply, buffer) {
+            self.output.take_back(before);
             self.fail(FrameError::Encode(error.into()));
         }
         self.congested |= self.output.len() >= self.shared.framing.high_water;

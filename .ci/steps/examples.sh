@@ -1,0 +1,2 @@
+# Every example builds as a user would run it.
+cargo build --locked --release --examples --all-features

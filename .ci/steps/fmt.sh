@@ -1,0 +1,2 @@
+# The formatter agrees with every file.
+cargo fmt --all --check

@@ -1,0 +1,136 @@
+//! What a connection costs through each layer, from the call to the close, beside the same connection without it.
+
+mod harness;
+
+use std::{
+    convert::Infallible,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use harness::{Bursts, Scene};
+use tokio::io::{AsyncRead, ReadBuf};
+use tower::{Service, ServiceBuilder, ServiceExt, layer::util::Identity};
+use tower_layer::Layer;
+use tower_net::{
+    Conn,
+    deadline::DeadlineLayer,
+    frame::{FrameLayer, LengthDelimited, Request},
+    io::Io,
+    limit::ConnectionLimitLayer,
+    meter::MeterLayer,
+    trace::TraceLayer,
+};
+
+const SCENES: &[Scene] = &[
+    ("bare service", |rounds| layered(rounds, Identity::new())),
+    ("meter", |rounds| layered(rounds, MeterLayer::new("bench"))),
+    ("trace", |rounds| layered(rounds, TraceLayer::new())),
+    ("limit", |rounds| layered(rounds, limit())),
+    ("deadline", |rounds| {
+        layered(rounds, DeadlineLayer::default())
+    }),
+    ("meter, trace, limit, deadline", |rounds| {
+        let layers = ServiceBuilder::new()
+            .layer(MeterLayer::new("bench"))
+            .layer(TraceLayer::new())
+            .layer(limit())
+            .layer(DeadlineLayer::default());
+        layered(rounds, layers.into_inner());
+    }),
+    ("all of these, and frame", |rounds| {
+        let stack = ServiceBuilder::new()
+            .layer(MeterLayer::new("bench"))
+            .layer(TraceLayer::new())
+            .layer(limit())
+            .layer(DeadlineLayer::default())
+            .layer(FrameLayer::new(LengthDelimited::max_frame(64)))
+            .service_fn(async |request: Request<Bytes>| {
+                Ok::<_, Infallible>(request.into_message())
+            });
+        serve(rounds, stack);
+    }),
+];
+
+fn main() {
+    harness::main("stack", "a connection that sends one request", SCENES);
+}
+
+fn limit() -> ConnectionLimitLayer {
+    ConnectionLimitLayer::new(10).expect("not zero")
+}
+
+/// A service that reads one request and ends, under `layer`.
+fn layered<L, S>(rounds: u64, layer: L)
+where
+    L: Layer<ReadOne, Service = S>,
+    S: Service<Conn<Bursts>, Response = (), Error: Into<tower::BoxError>>,
+{
+    serve(rounds, layer.layer(ReadOne));
+}
+
+#[derive(Debug, Clone, Copy)]
+struct ReadOne;
+
+impl<I: Io> Service<Conn<I>> for ReadOne {
+    type Response = ();
+    type Error = io::Error;
+    type Future = ReadOneFuture<I>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, conn: Conn<I>) -> Self::Future {
+        ReadOneFuture { conn }
+    }
+}
+
+/// Reads until the peer ends.
+#[derive(Debug)]
+struct ReadOneFuture<I> {
+    conn: Conn<I>,
+}
+
+impl<I: Io> Future for ReadOneFuture<I> {
+    type Output = io::Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut buffer = [0; 64];
+            let mut buffer = ReadBuf::new(&mut buffer);
+            ready!(Pin::new(&mut self.conn).poll_read(cx, &mut buffer))?;
+            if buffer.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+fn serve<S>(rounds: u64, mut stack: S)
+where
+    S: Service<Conn<Bursts>, Response = (), Error: Into<tower::BoxError>>,
+{
+    let burst = Bytes::from_static(b"\0\0\0\x02hi");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.expect("a runtime");
+    runtime.block_on(async {
+        for _ in 0..rounds {
+            let conn = Conn::new(Bursts::new(burst.clone(), 1), ());
+            let ready = stack
+                .ready()
+                .await
+                .map_err(Into::into)
+                .expect("ready");
+            ready
+                .call(conn)
+                .await
+                .map_err(Into::into)
+                .expect("a clean end");
+        }
+    });
+}
