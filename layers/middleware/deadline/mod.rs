@@ -27,7 +27,7 @@
 //! | maximum age | off | at accept | nothing | |
 //! | minimum rate | off | when a request is in part here, or a write waits | each window | silence between requests |
 //!
-//! [`Duration::MAX`] turns a limit off; zero is refused when the layer is built. There is one timer for all of
+//! [`Duration::MAX`](std::time::Duration::MAX) turns a limit off; zero is refused when the layer is built. There is one timer for all of
 //! them, and a connection that is busy and healthy does not touch it: see *Precision*.
 //!
 //! # Precision
