@@ -268,11 +268,11 @@ where
                     break;
                 }
             }
-            let request = Request::new(message, &self.info);
-            let handler = self.service.call(request);
+            let (service, info) = (&mut self.service, &self.info);
+            let call = || service.call(Request::new(message, info));
             match self
                 .flight
-                .start(handler, limit, &ambient, cx)
+                .start(call, limit, &ambient, cx)
             {
                 Poll::Ready(Ok(reply)) => {
                     self.at_once += 1;

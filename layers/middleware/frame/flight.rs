@@ -194,11 +194,11 @@ where
     F: Future<Output = Result<T, E>>,
     E: Into<BoxError>,
 {
-    /// Polls a handler for the first time. Ready if its reply is there and next in order.
+    /// Calls a handler and polls it once. Ready if its reply is there and next in order.
     #[inline]
     pub(super) fn start(
         &mut self,
-        handler: F,
+        call: impl FnOnce() -> F,
         limit: Duration,
         ambient: &Entered,
         cx: &mut Context<'_>,
@@ -212,7 +212,7 @@ where
         ambient.renew(limit);
         let polled = {
             let mut place = seat.as_mut().project().handler;
-            place.set(Some(handler));
+            place.set(Some(call()));
             let polled = poll_seated(place.as_mut(), cx);
             if polled.is_ready() {
                 place.set(None);
