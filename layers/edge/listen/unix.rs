@@ -6,7 +6,10 @@ use std::{
         net as std_net,
     },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     task::{Context, Poll},
 };
 
@@ -113,14 +116,18 @@ impl UnixOptions {
     /// socket; else what the kernel answered. Needs the right to write in the folder.
     pub fn bind(&self, path: impl AsRef<Path>) -> io::Result<Unix> {
         let path = path.as_ref();
-        refuse_if_taken(path)?;
+        let stale = is_stale(path)?;
         let staging = staging_path(path);
-        remove_if_there(&staging)?;
         let bound = self
             .listen(&staging)
             .and_then(|listener| {
                 let made = fs::symlink_metadata(&staging)?;
-                fs::rename(&staging, path)?;
+                if stale {
+                    fs::rename(&staging, path)?;
+                } else {
+                    // A link never replaces: whoever was here first in the meantime stays.
+                    fs::hard_link(&staging, path).map_err(|error| in_use_if_there(error, path))?;
+                }
                 Ok(Unix {
                     listener,
                     file: SocketFile {
@@ -130,10 +137,8 @@ impl UnixOptions {
                     },
                 })
             });
-        if bound.is_err() {
-            // Nothing more can be done about a file that cannot be removed either.
-            let _left = remove_if_there(&staging);
-        }
+        // Moved, linked or of no use. Nothing more can be done about a file that cannot be removed.
+        let _left = fs::remove_file(&staging);
         bound
     }
 
@@ -148,43 +153,45 @@ impl UnixOptions {
     }
 }
 
-/// Whether the path is free, or holds a socket that nobody listens on.
-fn refuse_if_taken(path: &Path) -> io::Result<()> {
+/// Whether the path holds a socket that nobody listens on; `false` if it is free.
+fn is_stale(path: &Path) -> io::Result<bool> {
     let there = match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         there => there?,
     };
-    let problem = if there.file_type().is_socket() {
-        // Without waiting: a listener whose queue is full is alive, and must not hold us up.
-        let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-        match probe.connect(&SockAddr::unix(path)?) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
-            _ => "somebody listens at",
-        }
-    } else {
-        "there is a file that is no socket at"
-    };
-    Err(io::Error::new(
-        io::ErrorKind::AddrInUse,
-        format!("{problem} {}", path.display()),
-    ))
+    if !there.file_type().is_socket() {
+        return Err(in_use("there is a file that is no socket at", path));
+    }
+    // Without waiting: a listener whose queue is full is alive, and must not hold us up.
+    let probe = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    match probe.connect(&SockAddr::unix(path)?) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
+        _ => Err(in_use("somebody listens at", path)),
+    }
 }
 
-/// A name beside `path`, of this process.
+fn in_use(problem: &str, path: &Path) -> io::Error {
+    let problem = format!("{problem} {}", path.display());
+    io::Error::new(io::ErrorKind::AddrInUse, problem)
+}
+
+fn in_use_if_there(error: io::Error, path: &Path) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => in_use("somebody listens at", path),
+        _ => error,
+    }
+}
+
+/// A name beside `path` that is used once.
 fn staging_path(path: &Path) -> PathBuf {
+    static USED: AtomicU32 = AtomicU32::new(0);
+    let (process, number) = (std::process::id(), USED.fetch_add(1, Relaxed));
     let mut name = path
         .file_name()
         .unwrap_or_default()
         .to_owned();
-    name.push(format!(".{}", std::process::id()));
+    name.push(format!(".{process}.{number}"));
     path.with_file_name(name)
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 impl Drop for SocketFile {
