@@ -93,8 +93,7 @@ impl ConnInfo {
     /// [`DeadlineLayer`](crate::deadline::DeadlineLayer).
     pub fn cut(&self, reason: CloseReason) {
         self.ending.cut(reason);
-        self.waits.reader.wake();
-        self.waits.writer.wake();
+        self.waits.wake_strangers();
     }
 
     /// Whether the close must be a reset: what is unsent would stay in the kernel for a peer that does not

@@ -6,7 +6,15 @@
 //! through the waker.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::{
+        OnceLock,
+        atomic::{
+            AtomicBool, AtomicU32, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+            fence,
+        },
+    },
+    task::Waker,
     time::Duration,
 };
 
@@ -53,9 +61,14 @@ pub(crate) struct Waits {
     /// The absolute read or write deadline has passed.
     pub(crate) read_late: Flag,
     pub(crate) write_late: Flag,
-    /// Whoever waits on the stream, which may have left the connection's own task.
-    pub(crate) reader: AtomicWaker,
-    pub(crate) writer: AtomicWaker,
+    strangers: OnceLock<Box<Strangers>>,
+}
+
+/// Other tasks than the connection's own that wait on its stream, which has been given away.
+#[derive(Debug, Default)]
+struct Strangers {
+    reader: AtomicWaker,
+    writer: AtomicWaker,
 }
 
 impl Waits {
@@ -79,8 +92,7 @@ impl Waits {
             write_by: By::default(),
             read_late: Flag::default(),
             write_late: Flag::default(),
-            reader: AtomicWaker::new(),
-            writer: AtomicWaker::new(),
+            strangers: OnceLock::new(),
         }
     }
 
@@ -120,6 +132,30 @@ impl Waits {
             return None;
         }
         Some(Duration::from_nanos(self.extra.swap(0, Relaxed)))
+    }
+
+    /// Remembers a task that reads a stream it was given. It must look once more afterwards.
+    pub(crate) fn register_reader(&self, waker: &Waker) {
+        let strangers = self.strangers.get_or_init(Box::default);
+        strangers.reader.register(waker);
+        fence(SeqCst);
+    }
+
+    /// Remembers a task that writes a stream it was given. It must look once more afterwards.
+    pub(crate) fn register_writer(&self, waker: &Waker) {
+        let strangers = self.strangers.get_or_init(Box::default);
+        strangers.writer.register(waker);
+        fence(SeqCst);
+    }
+
+    /// Wakes whoever waits on a stream that was given away, after something was changed that fails it.
+    pub(crate) fn wake_strangers(&self) {
+        // With the fences above: either they are found here, or they see the change.
+        fence(SeqCst);
+        if let Some(strangers) = self.strangers.get() {
+            strangers.reader.wake();
+            strangers.writer.wake();
+        }
     }
 
     /// Nothing is waited for any more.

@@ -377,18 +377,18 @@ impl Watch {
 fn look_at_io_deadlines(now: Stamp, info: &ConnInfo) -> Result<Stamp, Verdict> {
     let waits = &info.waits;
     let mut told = false;
-    for (by, late, waker) in [
-        (&waits.read_by, &waits.read_late, &waits.reader),
-        (&waits.write_by, &waits.write_late, &waits.writer),
+    for (by, late) in [
+        (&waits.read_by, &waits.read_late),
+        (&waits.write_by, &waits.write_late),
     ] {
         if by.get() <= now {
             by.clear();
             late.set(true);
-            waker.wake();
             told = true;
         }
     }
     if told {
+        waits.wake_strangers();
         return Err(Verdict::Told);
     }
     Ok(waits

@@ -6,7 +6,6 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
@@ -47,17 +46,14 @@ impl<I: Io> DeadlineIo<I> {
 
     fn written<T>(&self, result: Poll<io::Result<T>>, cx: &Context<'_>) -> Poll<io::Result<T>> {
         let waits = &self.info.waits;
+        waits.blocked.set(result.is_pending());
         match &result {
-            Poll::Pending => {
-                waits.blocked.set(true);
-                register(&waits.writer, cx);
+            Poll::Pending if !OwnTask::is_in(cx) => {
+                waits.register_writer(cx.waker());
+                self.check(waits.write_late.get())?;
             }
-            Poll::Ready(done) => {
-                waits.blocked.set(false);
-                if done.is_err() {
-                    self.info.ending.saw_failure();
-                }
-            }
+            Poll::Ready(Err(_)) => self.info.ending.saw_failure(),
+            Poll::Pending | Poll::Ready(Ok(_)) => {}
         }
         result
     }
@@ -86,7 +82,11 @@ impl<I: Io> AsyncRead for DeadlineIo<I> {
         let waits = &self.info.waits;
         waits.reading.set(result.is_pending());
         match &result {
-            Poll::Pending => register(&waits.reader, cx),
+            Poll::Pending if !OwnTask::is_in(cx) => {
+                waits.register_reader(cx.waker());
+                self.check(waits.read_late.get())?;
+            }
+            Poll::Pending => {}
             Poll::Ready(Err(_)) => self.info.ending.saw_failure(),
             Poll::Ready(Ok(())) => {
                 let read = buf.filled().len() - before;
@@ -158,19 +158,17 @@ impl OwnTask {
             outer: OWN_TASK.replace(cx.waker().data()),
         }
     }
+
+    /// Whether `cx` is the connection's own. Compared by address and never followed: both wakers are alive
+    /// now, so the same address is the same waker.
+    fn is_in(cx: &Context<'_>) -> bool {
+        OWN_TASK.get() == cx.waker().data()
+    }
 }
 
 impl Drop for OwnTask {
     fn drop(&mut self) {
         OWN_TASK.set(self.outer);
-    }
-}
-
-/// Remembers whom to wake when the stream is to fail, unless it is the connection's own task.
-fn register(waker: &AtomicWaker, cx: &Context<'_>) {
-    // Compared by address and never followed: both are alive now, so the same address is the same waker.
-    if OWN_TASK.get() != cx.waker().data() {
-        waker.register(cx.waker());
     }
 }
 

@@ -18,13 +18,15 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::time::Instant;
 use tokio_util::codec::{Decoder, Encoder};
 use tower_service::Service;
 
 use crate::{
     base::{error::BoxError, io::Io, time::now},
-    conn::{Ambient, CloseReason, Conn, ConnInfo},
+    conn::{
+        Ambient, CloseReason, Conn, ConnInfo,
+        waits::{NEVER, Stamp},
+    },
     middleware::frame::{
         CodecError, FrameError, LastReply, Request,
         buffers::{Input, Output},
@@ -60,7 +62,7 @@ where
     /// The place in the replies whose deadline is running; zero for none.
     pub(super) timed_reply: u64,
     /// Since when handlers are not polled, because the peer does not take replies.
-    pub(super) held_since: Option<Instant>,
+    pub(super) held_since: Stamp,
     pub(super) ending: Option<Box<Ending<S::Response>>>,
     pub(super) closing: Option<Box<Closing>>,
     pub(super) leaving: Option<CloseReason>,
@@ -115,7 +117,7 @@ where
             last_turn: u64::MAX,
             timed_turn: 0,
             timed_reply: 0,
-            held_since: None,
+            held_since: NEVER,
             ending: None,
             closing: None,
             leaving: None,

@@ -1,13 +1,16 @@
 //! How a framed connection waits: what it is told, what it waits for, what it gives back meanwhile.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use tokio_util::codec::{Decoder, Encoder};
 use tower_service::Service;
 
 use crate::{
     base::{error::BoxError, io::Io, time::now},
-    conn::{CloseReason, Elapsed, waits::plus},
+    conn::{
+        CloseReason, Elapsed,
+        waits::{NEVER, plus},
+    },
     middleware::frame::{FrameError, LastReply, Request, driver::Driver},
 };
 
@@ -93,9 +96,14 @@ where
 
     /// Handlers were not polled while the peer took no replies: that time is not theirs.
     pub(super) fn give_back_held_time(&mut self) {
-        if let Some(since) = self.held_since.take() {
+        let since = std::mem::replace(&mut self.held_since, NEVER);
+        if since != NEVER {
+            let held = self
+                .info
+                .stamp(now())
+                .saturating_sub(since);
             self.flight
-                .extend(now().saturating_duration_since(since));
+                .extend(Duration::from_nanos(held));
         }
     }
 
@@ -129,8 +137,7 @@ where
             _ => waits.handler_by.clear(),
         }
         if self.congested && !self.flight.is_empty() {
-            self.held_since
-                .get_or_insert_with(&mut now);
+            self.held_since = self.held_since.min(info.stamp(now()));
         }
 
         if self.output.is_clear() {
