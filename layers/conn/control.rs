@@ -25,9 +25,10 @@ impl ConnInfo {
     /// For a handler that streams, or hands the stream to something with deadlines of its own.
     #[must_use = "the deadlines run again as soon as the guard is dropped"]
     pub fn suspend(self: &Arc<Self>) -> Suspended {
-        self.waits
-            .suspended
-            .fetch_add(1, Ordering::Relaxed);
+        let suspended = &self.waits.suspended;
+        if suspended.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.ending.wake();
+        }
         Suspended {
             info: Arc::clone(self),
         }

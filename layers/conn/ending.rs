@@ -13,6 +13,7 @@ use std::{
     task::Waker,
 };
 
+use futures_util::task::AtomicWaker;
 use tokio::sync::Notify;
 
 use crate::conn::CloseReason;
@@ -32,8 +33,17 @@ pub(crate) struct Ending {
     task: Mutex<Option<Waker>>,
     /// How often that task has changed, if somebody keeps watch of it; zero if nobody does.
     task_epoch: AtomicU32,
-    /// For those who await the notice; most connections never have one.
-    notify: OnceLock<Box<Notify>>,
+    /// Most connections never have any.
+    others: OnceLock<Box<Others>>,
+}
+
+/// Who else hears what is told to a connection.
+#[derive(Debug, Default)]
+struct Others {
+    /// For those who await the notice.
+    notify: Notify,
+    /// Another task, on which somebody polls the layers of the connection.
+    task: AtomicWaker,
 }
 
 impl Ending {
@@ -46,7 +56,7 @@ impl Ending {
             broken: AtomicBool::new(false),
             task: Mutex::new(None),
             task_epoch: AtomicU32::new(0),
-            notify: OnceLock::new(),
+            others: OnceLock::new(),
         }
     }
 
@@ -102,8 +112,8 @@ impl Ending {
         if told.is_ok() {
             // With the fence in `told_to_leave`: either we see its `Notify`, or it sees the notice.
             fence(Ordering::SeqCst);
-            if let Some(notify) = self.notify.get() {
-                notify.notify_waiters();
+            if let Some(others) = self.others.get() {
+                others.notify.notify_waiters();
             }
             self.wake();
         }
@@ -116,10 +126,8 @@ impl Ending {
     /// Waits for the notice to leave.
     pub(crate) async fn told_to_leave(&self) -> CloseReason {
         loop {
-            let notified = self
-                .notify
-                .get_or_init(|| Box::new(Notify::new()))
-                .notified();
+            let others = self.others.get_or_init(Box::default);
+            let notified = others.notify.notified();
             let mut notified = std::pin::pin!(notified);
             // Registered before the look: a notice between the two is seen by one of them.
             notified.as_mut().enable();
@@ -142,16 +150,19 @@ impl Ending {
         self.cut.load(Ordering::Acquire)
     }
 
-    /// Remembers the task to wake, which is the one that polls the connection's stack, unless a caller
-    /// further out keeps it up to date. Called before the stack is polled, so that nothing said meanwhile is
-    /// lost.
+    /// Remembers the task to wake, which is the one that polls the connection's layers. Called before they
+    /// are polled, so that nothing said meanwhile is lost.
     pub(crate) fn register(&self, waker: &Waker) {
         if self.task_epoch.load(Ordering::Relaxed) == 0 {
             self.remember(waker);
+        } else {
+            let others = self.others.get_or_init(Box::default);
+            others.task.register(waker);
+            fence(Ordering::SeqCst);
         }
     }
 
-    /// Remembers the task to wake. From now on the caller does so whenever it changes, and nobody else has to.
+    /// Remembers the task to wake, and that the caller does so whenever it changes.
     pub(crate) fn keep_registered(&self, waker: &Waker) {
         self.remember(waker);
         self.task_epoch
@@ -171,9 +182,9 @@ impl Ending {
         }
     }
 
-    /// A number that changes with the task; `None` while nobody keeps watch of it.
-    pub(crate) fn task_epoch(&self) -> Option<u32> {
-        Some(self.task_epoch.load(Ordering::Relaxed)).filter(|epoch| *epoch != 0)
+    /// A number that changes with the task that is kept registered.
+    pub(crate) fn task_epoch(&self) -> u32 {
+        self.task_epoch.load(Ordering::Relaxed)
     }
 
     /// Wakes the connection's task, so that it looks at what was changed from outside.
@@ -185,6 +196,10 @@ impl Ending {
             .clone();
         if let Some(task) = task {
             task.wake();
+        }
+        fence(Ordering::SeqCst);
+        if let Some(others) = self.others.get() {
+            others.task.wake();
         }
     }
 }

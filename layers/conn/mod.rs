@@ -9,6 +9,7 @@ mod ending;
 mod info;
 mod progress;
 mod reason;
+pub(crate) mod turn;
 pub(crate) mod waits;
 pub(crate) mod watch;
 

@@ -24,6 +24,7 @@ use crate::{
     conn::{
         CloseReason, ConnInfo, Elapsed,
         progress::{Mark, Rates, TooSlow, progress},
+        turn::Turn,
         waits::{NEVER, Stamp, plus},
     },
 };
@@ -353,7 +354,7 @@ impl Watch {
     /// Polls the timer, but only if it has gone off or would wake another task than this one.
     fn poll_timer(self: Pin<&mut Self>, cx: &mut Context<'_>, info: &ConnInfo) -> Poll<()> {
         let this = self.project();
-        let epoch = info.ending.task_epoch();
+        let epoch = Turn::is_kept(cx, info).then(|| info.ending.task_epoch());
         if epoch.is_some() && *this.wakes == epoch && !this.timer.has_gone_off() {
             return Poll::Pending;
         }

@@ -9,7 +9,7 @@ use pin_project_lite::pin_project;
 
 use crate::{
     base::error::BoxError,
-    conn::{CloseReason, ConnInfo},
+    conn::{CloseReason, ConnInfo, turn::Turn},
     server::live::Alive,
 };
 
@@ -85,6 +85,7 @@ where
             info.ending.keep_registered(cx.waker());
             *this.known = Some(cx.waker().clone());
         }
+        let _turn = Turn::keep(cx, &info);
         if !info.ending.is_cut() {
             let service = this.service.as_pin_mut();
             let polled = catch_unwind(AssertUnwindSafe(|| {

@@ -63,7 +63,6 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use self::stream::OwnTask;
 pub use self::{settings::Deadlines, stream::DeadlineIo};
 pub use crate::conn::Elapsed;
 use crate::{
@@ -74,6 +73,7 @@ use crate::{
     },
     conn::{
         Conn, ConnInfo,
+        turn::Turn,
         watch::{Limits, Verdict, Watch},
     },
 };
@@ -189,8 +189,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let _own = OwnTask::enter(cx);
-        this.info.ending.register(cx.waker());
+        let _turn = Turn::take(cx, this.info);
         loop {
             let inner = this.inner.as_mut().as_pin_mut();
             let inner = inner.expect("not polled again after it was ready");

@@ -1,5 +1,4 @@
 use std::{
-    cell::Cell,
     io::{self, IoSlice},
     pin::Pin,
     sync::Arc,
@@ -10,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     base::io::Io,
-    conn::{CloseReason, ConnInfo, Elapsed, reset_on_drop},
+    conn::{CloseReason, ConnInfo, Elapsed, reset_on_drop, turn::Turn},
 };
 
 /// A stream that reports its progress, and that fails once a limit of its connection has passed.
@@ -48,7 +47,7 @@ impl<I: Io> DeadlineIo<I> {
         let waits = &self.info.waits;
         waits.blocked.set(result.is_pending());
         match &result {
-            Poll::Pending if !OwnTask::is_in(cx) => {
+            Poll::Pending if !Turn::is_own(cx, &self.info) => {
                 waits.register_writer(cx.waker());
                 self.check(waits.write_late.get())?;
             }
@@ -82,7 +81,7 @@ impl<I: Io> AsyncRead for DeadlineIo<I> {
         let waits = &self.info.waits;
         waits.reading.set(result.is_pending());
         match &result {
-            Poll::Pending if !OwnTask::is_in(cx) => {
+            Poll::Pending if !Turn::is_own(cx, &self.info) => {
                 waits.register_reader(cx.waker());
                 self.check(waits.read_late.get())?;
             }
@@ -144,34 +143,4 @@ impl<I: Io> Drop for DeadlineIo<I> {
             reset_on_drop(&self.io, &self.info);
         }
     }
-}
-
-/// While it lives, streams polled with this task's own waker need not remember it: when something is told to
-/// the connection, its future polls its service again anyway.
-pub(super) struct OwnTask {
-    outer: *const (),
-}
-
-impl OwnTask {
-    pub(super) fn enter(cx: &Context<'_>) -> Self {
-        Self {
-            outer: OWN_TASK.replace(cx.waker().data()),
-        }
-    }
-
-    /// Whether `cx` is the connection's own. Compared by address and never followed: both wakers are alive
-    /// now, so the same address is the same waker.
-    fn is_in(cx: &Context<'_>) -> bool {
-        OWN_TASK.get() == cx.waker().data()
-    }
-}
-
-impl Drop for OwnTask {
-    fn drop(&mut self) {
-        OWN_TASK.set(self.outer);
-    }
-}
-
-thread_local! {
-    static OWN_TASK: Cell<*const ()> = const { Cell::new(std::ptr::null()) };
 }

@@ -108,6 +108,8 @@ pub(super) struct Output {
     sent: usize,
     /// How much was written before.
     written: u64,
+    /// Where a reply begins that is being encoded. A queue is not allowed to be gigabytes.
+    begun: u32,
     /// How large a buffer to encode into: what the last bursts came to.
     size: Size,
     taken: Size,
@@ -120,6 +122,7 @@ impl Output {
             bytes: BytesMut::new(),
             sent: 0,
             written: 0,
+            begun: WHOLE,
             size: Size::Small,
             taken: Size::Small,
             unflushed: false,
@@ -148,19 +151,29 @@ impl Output {
         self.written + self.sent as u64
     }
 
-    /// Where the next reply goes.
+    /// Where the next reply goes, which is not there before it is [finished](Self::finish).
     #[inline]
-    pub(super) fn buffer(&mut self) -> &mut BytesMut {
+    pub(super) fn begin(&mut self) -> &mut BytesMut {
         if self.bytes.capacity() == 0 {
             self.bytes = spare::take(self.size);
             self.taken = self.size;
         }
+        self.begun = self.bytes.len() as u32;
         &mut self.bytes
     }
 
-    /// Takes back what was encoded since there were so many bytes in the [`buffer`](Self::buffer).
-    pub(super) fn take_back(&mut self, length: usize) {
-        self.bytes.truncate(length);
+    /// The reply is whole.
+    #[inline]
+    pub(super) fn finish(&mut self) {
+        self.begun = WHOLE;
+    }
+
+    /// Takes back what an encoder that failed or panicked has left.
+    pub(super) fn take_back_unfinished(&mut self) {
+        if self.begun != WHOLE {
+            self.bytes.truncate(self.begun as usize);
+            self.begun = WHOLE;
+        }
     }
 
     /// Writes everything, then flushes once.
@@ -220,16 +233,20 @@ impl Output {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Size {
     /// A small request, or a few.
-    Small = 2 * 1024,
+    Small,
     /// Requests of some kilobytes: a handler that keeps one does not keep much more.
-    Medium = 16 * 1024,
+    Medium,
     /// Bursts and bulk: the system call costs little beside the bytes.
-    Large = 64 * 1024,
+    Large,
 }
 
 impl Size {
     fn bytes(self) -> usize {
-        self as usize
+        match self {
+            Self::Small => 2 * 1024,
+            Self::Medium => 16 * 1024,
+            Self::Large => 64 * 1024,
+        }
     }
 
     fn larger(self) -> Self {
@@ -301,7 +318,9 @@ mod spare {
     pub(super) fn give(mut bytes: BytesMut, size: Size) {
         bytes.clear();
         // What frames were split off still counts: the whole comes back once they are gone.
-        if bytes.capacity() >= size.bytes() || bytes.try_reclaim(size.bytes()) {
+        let whole = bytes.capacity() >= size.bytes() || bytes.try_reclaim(size.bytes());
+        // One that a large reply has made grow is not of this size any more.
+        if whole && bytes.capacity() <= 2 * size.bytes() {
             SPARE.with_borrow_mut(|spare| {
                 let kept = spare.of(size);
                 if kept.len() < KEPT {
@@ -318,3 +337,6 @@ mod spare {
 
 /// With less room than this left, a read is not worth its system call.
 const ENOUGH: usize = 1024;
+
+/// No reply is being encoded.
+const WHOLE: u32 = u32::MAX;

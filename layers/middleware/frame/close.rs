@@ -75,10 +75,12 @@ where
             .as_mut()
             .and_then(|ending| ending.last.take());
         if let Some(last) = last {
-            let buffer = self.output.buffer();
-            let before = buffer.len();
-            if self.codec.encode(last, buffer).is_err() {
-                self.output.take_back(before);
+            match self
+                .codec
+                .encode(last, self.output.begin())
+            {
+                Ok(()) => self.output.finish(),
+                Err(_) => self.output.take_back_unfinished(),
             }
         }
     }

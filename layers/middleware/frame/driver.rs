@@ -31,7 +31,7 @@ use crate::{
         CodecError, FrameError, LastReply, Request,
         buffers::{Input, Output},
         flight::{Flight, Outcome},
-        request::forget_last,
+        request::Burst,
         serve::Shared,
     },
 };
@@ -199,7 +199,9 @@ where
         }
         // Unwind safety: what panicked is dropped here and now.
         if catch_unwind(AssertUnwindSafe(|| self.collect_all(cx))).is_err() {
+            self.shared.metrics.failed_at_once();
             self.flight.clear_alone();
+            self.output.take_back_unfinished();
             self.settle(Err(FrameError::Panicked));
         }
     }
@@ -231,11 +233,11 @@ where
         }
         // Unwind safety: a handler that panics takes its seat along; a codec that does is not used again.
         let taken = catch_unwind(AssertUnwindSafe(|| self.take_all(cx)));
-        forget_last();
         match taken {
             Ok(queued) => queued,
             Err(_) => {
                 self.shared.metrics.failed_at_once();
+                self.output.take_back_unfinished();
                 if self.flight.is_empty() {
                     self.settle(Err(FrameError::Panicked));
                     return false;
@@ -248,7 +250,7 @@ where
     }
 
     fn take_all(&mut self, cx: &mut Context<'_>) -> bool {
-        let ambient = Ambient::enter();
+        let (ambient, _burst) = (Ambient::enter(), Burst::begin());
         let limit = self.shared.framing.handler;
         let mut queued = false;
         while self.ending.is_none() && self.has_room() {
@@ -363,11 +365,13 @@ where
     }
 
     fn encode(&mut self, reply: S::Response) {
-        let buffer = self.output.buffer();
-        let before = buffer.len();
-        if let Err(error) = self.codec.encode(reply, buffer) {
-            self.output.take_back(before);
-            self.fail(FrameError::Encode(error.into()));
+        let buffer = self.output.begin();
+        match self.codec.encode(reply, buffer) {
+            Ok(()) => self.output.finish(),
+            Err(error) => {
+                self.output.take_back_unfinished();
+                self.fail(FrameError::Encode(error.into()));
+            }
         }
         self.congested |= self.output.len() >= self.shared.framing.high_water;
     }

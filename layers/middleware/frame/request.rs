@@ -51,18 +51,26 @@ impl<T> Request<T> {
 
 /// A reference to the connection, handed from one request to the next.
 ///
-/// Counting references costs more than many a handler. As long as handlers answer at once, the reference that
-/// one request gives up is the one that the next of the same connection takes.
+/// Counting references costs more than many a handler. While a connection takes a burst of requests, and as
+/// long as handlers answer at once, the reference that one request gives up is the one that the next takes.
 #[derive(Debug)]
 struct ConnRef(Option<Arc<ConnInfo>>);
 
 impl ConnRef {
     #[inline]
     fn to(conn: &Arc<ConnInfo>) -> Self {
-        let last = LAST
-            .take()
-            .filter(|last| Arc::ptr_eq(last, conn));
-        Self(Some(last.unwrap_or_else(|| Arc::clone(conn))))
+        let spare = match SPARE.take() {
+            Spare::Unwanted => None,
+            Spare::Wanted => {
+                SPARE.set(Spare::Wanted);
+                None
+            }
+            Spare::Kept(spare) => {
+                SPARE.set(Spare::Wanted);
+                Some(spare).filter(|spare| Arc::ptr_eq(spare, conn))
+            }
+        };
+        Self(Some(spare.unwrap_or_else(|| Arc::clone(conn))))
     }
 }
 
@@ -70,16 +78,47 @@ impl Drop for ConnRef {
     #[inline]
     fn drop(&mut self) {
         // A thread that is ending has no place to keep it any more.
-        let _ended = LAST.try_with(|last| last.set(self.0.take()));
+        let _ended = SPARE.try_with(|spare| match spare.take() {
+            Spare::Wanted => spare.set(
+                self.0
+                    .take()
+                    .map_or(Spare::Wanted, Spare::Kept),
+            ),
+            other => spare.set(other),
+        });
     }
 }
 
-/// Lets go of the reference that the last request of a burst has left.
-pub(super) fn forget_last() {
-    drop(LAST.take());
+/// A burst of requests on this thread: references are handed on until it is dropped.
+#[derive(Debug)]
+pub(super) struct Burst {
+    outer: Spare,
+}
+
+impl Burst {
+    pub(super) fn begin() -> Self {
+        Self {
+            outer: SPARE.replace(Spare::Wanted),
+        }
+    }
+}
+
+impl Drop for Burst {
+    fn drop(&mut self) {
+        SPARE.set(std::mem::take(&mut self.outer));
+    }
+}
+
+/// The reference that the last request of the burst has left.
+#[derive(Debug, Default)]
+enum Spare {
+    /// There is no burst.
+    #[default]
+    Unwanted,
+    Wanted,
+    Kept(Arc<ConnInfo>),
 }
 
 thread_local! {
-    /// Cleared at the end of each burst of a connection, so that it keeps no connection for long.
-    static LAST: Cell<Option<Arc<ConnInfo>>> = const { Cell::new(None) };
+    static SPARE: Cell<Spare> = const { Cell::new(Spare::Unwanted) };
 }

@@ -19,6 +19,7 @@ use crate::{
     },
     conn::{
         Conn,
+        turn::Turn,
         watch::{Limits, Verdict, Watch},
     },
     middleware::frame::{FrameError, Framing, Request, driver::Driver, metrics::Metrics},
@@ -235,10 +236,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        this.driver
-            .info()
-            .ending
-            .register(cx.waker());
+        let _turn = Turn::take(cx, this.driver.info());
         loop {
             if let Poll::Ready(result) = this.driver.poll(cx) {
                 return Poll::Ready(result);

@@ -100,6 +100,9 @@ impl Framing {
                 return Err(ConfigError::zero(setting));
             }
         }
+        if u32::try_from(self.high_water).is_err() {
+            return Err(ConfigError::new("high_water", "must be below 4 GiB"));
+        }
         for (setting, limit) in [
             ("request_deadline", self.request),
             ("handler_deadline", self.handler),

@@ -3,7 +3,7 @@
 //! Metering, tracing, a connection limit, first-byte, idle and write-stall deadlines, capped frames, pipelining,
 //! request, handler and reply deadlines, and a server that drains.
 
-use std::{io, time::Duration};
+use std::{future::ready, io, time::Duration};
 
 use bytes::Bytes;
 use tokio::net::TcpListener;
@@ -28,7 +28,7 @@ pub(super) async fn serve(listener: TcpListener) {
         .layer(ConnectionLimitLayer::new(10_000).expect("not zero"))
         .layer(DeadlineLayer::default())
         .layer(FrameLayer::with_framing(LengthDelimited::max_frame(1 << 20), framing).expect("not zero"))
-        .service_fn(async |request: Request<Bytes>| Ok::<_, io::Error>(request.into_message()));
+        .service_fn(|request: Request<Bytes>| ready(Ok::<_, io::Error>(request.into_message())));
     let nodelay = socket2::SockRef::from(&listener).set_tcp_nodelay(true);
     nodelay.expect("a TCP socket");
     let served = Server::new(Tcp::from(listener)).serve(stack).await;
