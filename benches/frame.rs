@@ -96,8 +96,8 @@ fn framed(rounds: u64, size: usize, depth: usize) {
 fn full(rounds: u64, size: usize, depth: usize) {
     let stack = ServiceBuilder::new()
         .layer(MeterLayer::new("bench"))
-        .layer(TraceLayer::new())
         .layer(ConnectionLimitLayer::new(10).expect("not zero"))
+        .layer(TraceLayer::new())
         .layer(DeadlineLayer::default())
         .layer(layer())
         .service_fn(echo);

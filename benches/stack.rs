@@ -35,16 +35,16 @@ const SCENES: &[Scene] = &[
     ("meter, trace, limit, deadline", |rounds| {
         let layers = ServiceBuilder::new()
             .layer(MeterLayer::new("bench"))
-            .layer(TraceLayer::new())
             .layer(limit())
+            .layer(TraceLayer::new())
             .layer(DeadlineLayer::default());
         layered(rounds, layers.into_inner());
     }),
     ("all of these, and frame", |rounds| {
         let stack = ServiceBuilder::new()
             .layer(MeterLayer::new("bench"))
-            .layer(TraceLayer::new())
             .layer(limit())
+            .layer(TraceLayer::new())
             .layer(DeadlineLayer::default())
             .layer(FrameLayer::new(LengthDelimited::max_frame(64)))
             .service_fn(async |request: Request<Bytes>| {

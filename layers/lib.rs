@@ -24,8 +24,8 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let stack = ServiceBuilder::new()
 //!     .layer(MeterLayer::new("echo"))                   // bytes, connections, close reasons
-//!     .layer(TraceLayer::new())                         // a span each, one closing event
 //!     .layer(ConnectionLimitLayer::new(10_000)?)        // resets the surplus
+//!     .layer(TraceLayer::new())                         // a span each, one closing event
 //!     .layer(DeadlineLayer::default())                  // first byte 3 s, idle 90 s, write stall 30 s
 //!     .layer(FrameLayer::with_framing(
 //!         LengthDelimited::max_frame(1 << 20),
@@ -55,8 +55,8 @@
 //! ```text
 //!  listen ─► accept ─────► your stack ───────────────────────────► your service ─► close ─► report
 //!              └ Backoff     meter       every byte, every end                       one CloseReason,
-//!                            trace       a span, an event                            the first one given
-//!                            limit       refuse before spending anything
+//!                            limit       refuse before spending anything             the first one given
+//!                            trace       a span, an event
 //!                            deadline    first byte, idle, write stall, age
 //!                            frame       bytes ─► requests ─► replies
 //! ```

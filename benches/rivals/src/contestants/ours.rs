@@ -24,8 +24,8 @@ pub(super) async fn serve(listener: TcpListener) {
         .request_deadline(Duration::from_secs(30));
     let stack = ServiceBuilder::new()
         .layer(MeterLayer::new("echo"))
-        .layer(TraceLayer::new())
         .layer(ConnectionLimitLayer::new(10_000).expect("not zero"))
+        .layer(TraceLayer::new())
         .layer(DeadlineLayer::default())
         .layer(FrameLayer::with_framing(LengthDelimited::max_frame(1 << 20), framing).expect("not zero"))
         .service_fn(|request: Request<Bytes>| ready(Ok::<_, io::Error>(request.into_message())));
