@@ -59,66 +59,48 @@ struct ConnRef(Option<Arc<ConnInfo>>);
 impl ConnRef {
     #[inline]
     fn to(conn: &Arc<ConnInfo>) -> Self {
-        let spare = match SPARE.take() {
-            Spare::Unwanted => None,
-            Spare::Wanted => {
-                SPARE.set(Spare::Wanted);
-                None
-            }
-            Spare::Kept(spare) => {
-                SPARE.set(Spare::Wanted);
-                Some(spare).filter(|spare| Arc::ptr_eq(spare, conn))
-            }
-        };
-        Self(Some(spare.unwrap_or_else(|| Arc::clone(conn))))
+        let last = LAST
+            .take()
+            .filter(|last| Arc::ptr_eq(last, conn));
+        Self(Some(last.unwrap_or_else(|| Arc::clone(conn))))
     }
 }
 
 impl Drop for ConnRef {
     #[inline]
     fn drop(&mut self) {
-        // A thread that is ending has no place to keep it any more.
-        let _ended = SPARE.try_with(|spare| match spare.take() {
-            Spare::Wanted => spare.set(
-                self.0
-                    .take()
-                    .map_or(Spare::Wanted, Spare::Kept),
-            ),
-            other => spare.set(other),
-        });
+        if BURST.get() {
+            // A thread that is ending has no place to keep it any more.
+            let _ended = LAST.try_with(|last| last.set(self.0.take()));
+        }
     }
 }
 
-/// A burst of requests on this thread: references are handed on until it is dropped.
+/// A burst of requests on this thread: references are handed on until it is dropped, and no longer, so that
+/// none outlives its connection.
 #[derive(Debug)]
 pub(super) struct Burst {
-    outer: Spare,
+    outer: bool,
 }
 
 impl Burst {
     pub(super) fn begin() -> Self {
         Self {
-            outer: SPARE.replace(Spare::Wanted),
+            outer: BURST.replace(true),
         }
     }
 }
 
 impl Drop for Burst {
     fn drop(&mut self) {
-        SPARE.set(std::mem::take(&mut self.outer));
+        BURST.set(self.outer);
+        drop(LAST.take());
     }
 }
 
-/// The reference that the last request of the burst has left.
-#[derive(Debug, Default)]
-enum Spare {
-    /// There is no burst.
-    #[default]
-    Unwanted,
-    Wanted,
-    Kept(Arc<ConnInfo>),
-}
-
 thread_local! {
-    static SPARE: Cell<Spare> = const { Cell::new(Spare::Unwanted) };
+    static BURST: Cell<bool> = const { Cell::new(false) };
+
+    /// The reference that the last request of a burst has left.
+    static LAST: Cell<Option<Arc<ConnInfo>>> = const { Cell::new(None) };
 }
