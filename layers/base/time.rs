@@ -100,7 +100,7 @@ impl KeepsTime {
 }
 
 /// What counts as "never": beyond it sums of times overflow on some systems, and nobody waits a century.
-const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+pub(crate) const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 #[cfg(test)]
 pub(crate) mod count {

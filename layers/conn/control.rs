@@ -3,7 +3,7 @@ use std::{
     time::Duration,
 };
 
-use crate::conn::{CloseReason, ConnInfo, Deadline, deadline::Ambient, waits::NEVER};
+use crate::conn::{CloseReason, ConnInfo, Deadline, deadline::Ambient, turn::Turn, waits::NEVER};
 
 /// The handle to the running connection, for the handler that needs more than the defaults give it.
 impl ConnInfo {
@@ -12,7 +12,7 @@ impl ConnInfo {
     /// Called from a handler, it moves that request's own handler deadline. Called from elsewhere, it moves
     /// the request, handler and reply deadlines that are running on the connection now.
     pub fn extend(&self, by: Duration) {
-        if Ambient::extend(by) {
+        if Turn::is_of(self) && Ambient::extend(by) {
             return;
         }
         self.waits.give_extra(by);

@@ -133,6 +133,14 @@ impl Ambient {
         !matches!(ambient, Self::Outside)
     }
 
+    /// The point in time, if it is known.
+    pub(crate) fn deadline(self) -> Option<Deadline> {
+        match self {
+            Self::At(deadline) => Some(deadline),
+            Self::Outside | Self::Fresh(_) => None,
+        }
+    }
+
     /// The same, with more time.
     pub(crate) fn later(self, by: Duration) -> Self {
         match self {
@@ -165,11 +173,15 @@ impl Entered {
         AMBIENT.set(ambient);
     }
 
-    /// The next handler has this much time; mostly it finds what the one before it found, and left.
+    /// What the next handler finds, which is mostly what the one before it has left.
     #[inline]
-    pub(crate) fn renew(&self, limit: Duration) {
-        if !matches!(AMBIENT.get(), Ambient::Fresh(left) if left == limit) {
-            AMBIENT.set(Ambient::Fresh(limit));
+    pub(crate) fn renew(&self, ambient: Ambient) {
+        let same = match (AMBIENT.get(), ambient) {
+            (Ambient::Fresh(left), Ambient::Fresh(limit)) => left == limit,
+            _ => false,
+        };
+        if !same {
+            AMBIENT.set(ambient);
         }
     }
 

@@ -63,7 +63,8 @@ reasons! {
     Request = "request",
     /// The peer reset the connection, or it broke.
     Reset = "reset",
-    /// The service ended it of its own accord, with or without an error.
+    /// The service ended it of its own accord, with or without an error. (Also what a peer's end comes to in a
+    /// stack that does not look at the stream: `peer` and `reset` are seen by meter, deadline and frame.)
     Served = "served",
     /// No byte could be written for the write-stall timeout.
     WriteStall = "write_stall",

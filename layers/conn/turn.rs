@@ -54,6 +54,11 @@ impl Turn {
         ptr::eq(turn.conn, info) && turn.waker == waker && !waker.is_null()
     }
 
+    /// Whether something is being polled in a turn of this connection.
+    pub(crate) fn is_of(info: &ConnInfo) -> bool {
+        ptr::eq(TURN.get().conn, info)
+    }
+
     /// Whether it is, and its task is kept registered.
     pub(crate) fn is_kept(cx: &Context<'_>, info: &ConnInfo) -> bool {
         Self::is_own(cx, info) && TURN.get().kept

@@ -9,7 +9,7 @@ use std::{
     sync::{
         OnceLock,
         atomic::{
-            AtomicBool, AtomicU32, AtomicU64,
+            AtomicBool, AtomicU8, AtomicU32, AtomicU64,
             Ordering::{Relaxed, SeqCst},
             fence,
         },
@@ -21,7 +21,10 @@ use std::{
 use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
-use crate::{base::time::later, conn::ConnInfo};
+use crate::{
+    base::time::{FOREVER, later},
+    conn::ConnInfo,
+};
 
 /// A point in time as nanoseconds after the accept, so that it fits an atomic.
 pub(crate) type Stamp = u64;
@@ -52,6 +55,8 @@ pub(crate) struct Waits {
     pub(crate) suspended: AtomicU32,
     /// Time that was given to what is under way, in nanoseconds, and that the crossing has not taken yet.
     extra: AtomicU64,
+    /// What is late, for the crossing to end in order.
+    late: AtomicU8,
     /// Points in time by which the present step must be done.
     pub(crate) request_by: By,
     pub(crate) handler_by: By,
@@ -85,6 +90,7 @@ impl Waits {
             watched: Flag::default(),
             suspended: AtomicU32::new(0),
             extra: AtomicU64::new(0),
+            late: AtomicU8::new(0),
             request_by: By::default(),
             handler_by: By::default(),
             reply_by: By::default(),
@@ -158,6 +164,18 @@ impl Waits {
         }
     }
 
+    /// Tells the crossing that a request or its handler is late.
+    pub(crate) fn set_late(&self, late: Late) {
+        self.late.fetch_or(late as u8, Relaxed);
+    }
+
+    /// Takes what was told.
+    pub(crate) fn take_late(&self, late: Late) -> bool {
+        // A look first, as above.
+        let late = late as u8;
+        self.late.load(Relaxed) & late != 0 && self.late.fetch_and(!late, Relaxed) & late != 0
+    }
+
     /// Nothing is waited for any more.
     pub(crate) fn clear_deadlines(&self) {
         self.receiving.set(false);
@@ -169,6 +187,13 @@ impl Waits {
     pub(crate) fn is_suspended(&self) -> bool {
         self.suspended.load(Relaxed) > 0
     }
+}
+
+/// What a crossing is told of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Late {
+    Request = 1,
+    Handler = 2,
 }
 
 /// A switch with one writer.
@@ -219,8 +244,8 @@ impl By {
 /// `at + after`; what is too far away is never.
 pub(crate) fn plus(at: Stamp, after: Duration) -> Stamp {
     match u64::try_from(after.as_nanos()) {
-        Ok(nanos) => at.saturating_add(nanos),
-        Err(_) => NEVER,
+        Ok(nanos) if after < FOREVER => at.saturating_add(nanos),
+        _ => NEVER,
     }
 }
 

@@ -18,6 +18,7 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
+use tokio::task::coop::has_budget_remaining;
 
 use crate::{
     base::time::{Timer, now},
@@ -25,7 +26,7 @@ use crate::{
         CloseReason, ConnInfo, Elapsed,
         progress::{Mark, Rates, TooSlow, progress},
         turn::Turn,
-        waits::{NEVER, Stamp, plus},
+        waits::{Late, NEVER, Stamp, plus},
     },
 };
 
@@ -243,8 +244,8 @@ impl Watch {
         }
         next = next.min(look_at_io_deadlines(now, info)?);
         for (by, which) in [
-            (&waits.request_by, CloseReason::Request),
-            (&waits.handler_by, CloseReason::Handler),
+            (&waits.request_by, Late::Request),
+            (&waits.handler_by, Late::Handler),
         ] {
             next = next.min(by.get());
             if by.get() <= now {
@@ -305,12 +306,15 @@ impl Watch {
     }
 
     /// A request or its handler is late: a crossing ends such a connection itself, with a last reply.
-    fn late(&self, info: &ConnInfo, which: CloseReason) -> Verdict {
-        if !info.waits.driven.get() {
-            return Verdict::Over(self.elapsed(which));
+    fn late(&self, info: &ConnInfo, which: Late) -> Verdict {
+        if info.waits.driven.get() {
+            info.waits.set_late(which);
+            return Verdict::Told;
         }
-        info.end_with(which);
-        Verdict::Told
+        Verdict::Over(self.elapsed(match which {
+            Late::Request => CloseReason::Request,
+            Late::Handler => CloseReason::Handler,
+        }))
     }
 
     /// Keeps the time during which deadlines are stopped, and gives it back when they run again.
@@ -358,7 +362,8 @@ impl Watch {
         if epoch.is_some() && *this.wakes == epoch && !this.timer.has_gone_off() {
             return Poll::Pending;
         }
-        *this.wakes = epoch;
+        // Without budget the timer pretends to wait, and remembers nobody.
+        *this.wakes = epoch.filter(|_| has_budget_remaining());
         this.timer.poll(cx)
     }
 

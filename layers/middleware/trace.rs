@@ -11,8 +11,8 @@
 //! # drop(stack);
 //! ```
 //!
-//! The span is a root: it is nobody's child, and a span that a request makes for itself neither keeps it open
-//! nor is kept open by it. Fields: `conn`, `peer`, `listener`.
+//! The span is a root: it is nobody's child. A span that a handler makes is its child, as usual, and keeps it
+//! open; one that is to outlive the connection is made with `parent: None`. Fields: `conn`, `peer`, `listener`.
 //!
 //! The event can serve as the access log. It says `closed` with `reason`, `read`, `written` and `seconds`; at
 //! `DEBUG` when the connection ended in order, at `INFO` when a peer was at fault or a limit was hit, at `WARN`

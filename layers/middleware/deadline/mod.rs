@@ -118,10 +118,10 @@ impl Default for DeadlineLayer {
 }
 
 impl<S> Layer<S> for DeadlineLayer {
-    type Service = Deadline<S>;
+    type Service = DeadlineService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Deadline {
+        DeadlineService {
             inner,
             shared: Arc::clone(&self.shared),
         }
@@ -130,12 +130,12 @@ impl<S> Layer<S> for DeadlineLayer {
 
 /// The service of [`DeadlineLayer`].
 #[derive(Debug, Clone)]
-pub struct Deadline<S> {
+pub struct DeadlineService<S> {
     inner: S,
     shared: Arc<Shared>,
 }
 
-impl<S, I> Service<Conn<I>> for Deadline<S>
+impl<S, I> Service<Conn<I>> for DeadlineService<S>
 where
     S: Service<Conn<DeadlineIo<I>>>,
     S::Error: Into<BoxError>,
@@ -168,7 +168,7 @@ where
 }
 
 pin_project! {
-    /// The future of [`Deadline`].
+    /// The future of [`DeadlineService`].
     #[derive(Debug)]
     #[must_use = "futures do nothing unless polled"]
     pub struct DeadlineFuture<F> {

@@ -45,9 +45,14 @@ impl<I: Io> DeadlineIo<I> {
 
     fn written<T>(&self, result: Poll<io::Result<T>>, cx: &Context<'_>) -> Poll<io::Result<T>> {
         let waits = &self.info.waits;
+        let was = waits.blocked.get();
         waits.blocked.set(result.is_pending());
         match &result {
             Poll::Pending if !Turn::is_own(cx, &self.info) => {
+                if !was {
+                    // The watch looks in the connection's own turns, and does not know yet.
+                    self.info.ending.wake();
+                }
                 waits.register_writer(cx.waker());
                 self.check(waits.write_late.get())?;
             }
@@ -79,9 +84,13 @@ impl<I: Io> AsyncRead for DeadlineIo<I> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.io).poll_read(cx, buf);
         let waits = &self.info.waits;
+        let was = waits.reading.get();
         waits.reading.set(result.is_pending());
         match &result {
             Poll::Pending if !Turn::is_own(cx, &self.info) => {
+                if !was {
+                    self.info.ending.wake();
+                }
                 waits.register_reader(cx.waker());
                 self.check(waits.read_late.get())?;
             }

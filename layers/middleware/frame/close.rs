@@ -4,6 +4,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use crate::{
         error::{BoxError, find},
         io::{Io, Linger, linger},
     },
-    conn::{CloseReason, Conn, Elapsed, reset_on_drop},
+    conn::{CloseReason, Conn, Elapsed},
     middleware::frame::{
         FrameError, LastReply, Request,
         buffers::Output,
@@ -36,7 +37,7 @@ where
 {
     /// The request that is next in order has failed: nothing behind it is answered any more.
     pub(super) fn fail(&mut self, error: FrameError) {
-        self.flight.clear();
+        self.drop_flight();
         self.ending = None;
         self.fail_behind(error);
     }
@@ -106,9 +107,14 @@ where
         }
         self.info.waits.clear_deadlines();
         self.info.waits.busy.set(true);
+        let limits = match self.leaving {
+            // A drain waits for this one: enough for a reply to arrive, not for a peer to think.
+            Some(_) => Linger::default().quiet(WHILE_LEAVING),
+            None => Linger::default(),
+        };
         self.closing = Some(Box::new(Box::pin(async move {
             // A peer that has gone meanwhile has nothing more to lose.
-            let _gone = linger(conn, Linger::default()).await;
+            let _gone = linger(conn, limits).await;
         })));
         self.poll_closing(cx)
     }
@@ -138,21 +144,35 @@ where
         FrameError::Io(error).into()
     }
 
-    /// Drops the stream and everything in flight. What is unsent is not left to the kernel.
+    /// Drops the stream and everything in flight.
     pub(super) fn abandon(&mut self) {
-        let unsent = self.info.must_reset() || !self.output.is_clear();
-        if let Some(conn) = self.conn.take().filter(|_| unsent) {
-            reset_on_drop(&conn, &self.info);
+        if let Some(conn) = self.conn.take() {
+            self.close_hard(conn);
         }
-        self.flight.clear();
+        self.drop_flight();
         self.closing = None;
+    }
+
+    /// Drops every handler where it stands.
+    fn drop_flight(&mut self) {
+        self.shared
+            .metrics
+            .dropped(self.flight.len());
+        self.flight.clear();
     }
 
     /// The stream, what was read and not decoded, and what was encoded and not written.
     pub(super) fn into_parts(mut self) -> Option<(Conn<I>, Bytes, Bytes)> {
         let conn = self.conn.take()?;
+        let waits = &self.info.waits;
+        waits.driven.set(false);
+        waits.busy.set(false);
+        waits.clear_deadlines();
         let read = std::mem::take(&mut self.input.bytes).freeze();
         let unwritten = std::mem::replace(&mut self.output, Output::new()).into_unwritten();
         Some((conn, read, unwritten))
     }
 }
+
+/// A round trip to the other side of the world, several times over.
+const WHILE_LEAVING: Duration = Duration::from_secs(1);

@@ -14,6 +14,7 @@ use crate::{base::error::ConfigError, middleware::frame::CodecError};
 /// | nothing between two delimiters | an empty frame |
 /// | too long | [`CodecError::TooLong`]: the connection ends, or [the frame is skipped](Self::skip_oversize) |
 /// | end of stream without the delimiter | [`CodecError::Truncated`] |
+/// | reply with the delimiter in it | [`CodecError::Delimiter`], and nothing is written |
 ///
 /// ```
 /// use bytes::BytesMut;
@@ -185,6 +186,10 @@ impl<T: AsRef<[u8]>> Encoder<T> for Delimited {
             End::Line => &b"\n"[..],
             End::Bytes(end) => end,
         };
+        // Whoever put it there would put words into our mouth: it would be two frames at the other end.
+        if memmem::find(frame, end).is_some() {
+            return Err(CodecError::Delimiter);
+        }
         out.reserve(frame.len() + end.len());
         out.put_slice(frame);
         out.put_slice(end);

@@ -16,6 +16,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio_util::codec::{Decoder, Encoder};
@@ -24,7 +25,7 @@ use tower_service::Service;
 use crate::{
     base::{error::BoxError, io::Io, time::now},
     conn::{
-        Ambient, CloseReason, Conn, ConnInfo,
+        Ambient, CloseReason, Conn, ConnInfo, Deadline, reset_on_drop,
         waits::{NEVER, Stamp},
     },
     middleware::frame::{
@@ -38,6 +39,7 @@ use crate::{
 
 pub(super) struct Driver<I, S, C, L>
 where
+    I: Io,
     S: Service<Request<C::Item>>,
     C: Decoder,
 {
@@ -52,7 +54,7 @@ where
     pub(super) output: Output,
     pub(super) flight: Flight<S::Future, S::Response>,
     /// Decoded, while the service is not ready for it.
-    pub(super) waiting: Option<Box<C::Item>>,
+    pub(super) waiting: Option<Box<Waiting<C::Item>>>,
     /// The number of the last request taken.
     pub(super) turn: u64,
     /// The number of the last request that will be taken, once it must leave.
@@ -77,6 +79,13 @@ where
     // Counted and not yet reported.
     pub(super) at_once: u32,
     pub(super) reported: u32,
+}
+
+/// A request that the service is not ready for.
+pub(super) struct Waiting<M> {
+    pub(super) message: M,
+    /// When its handler is due; known once it has waited.
+    pub(super) by: Option<Deadline>,
 }
 
 pub(super) type Closing = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -183,10 +192,14 @@ where
                     reads += 1;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
-                Poll::Pending if self.seal() => {}
-                Poll::Pending => break,
+                Poll::Pending => {
+                    if !self.seal() {
+                        break;
+                    }
+                }
             }
         }
+        // Also where there was no room to read.
         self.seal();
         self.park();
         Poll::Pending
@@ -218,6 +231,7 @@ where
                     let took = now().saturating_duration_since(since);
                     metrics.waited(done.outcome.is_ok(), took);
                 }
+                None if done.counted => {}
                 None if done.outcome.is_ok() => self.at_once += 1,
                 None => metrics.failed_at_once(),
             }
@@ -243,7 +257,7 @@ where
                     return false;
                 }
                 self.flight
-                    .push_done(Err(FrameError::Panicked));
+                    .push_counted(Err(FrameError::Panicked));
                 true
             }
         }
@@ -254,11 +268,7 @@ where
         let limit = self.shared.framing.handler;
         let mut queued = false;
         while self.ending.is_none() && self.has_room() {
-            let waiting = self
-                .waiting
-                .take()
-                .map(|message| *message);
-            let Some(message) = waiting.or_else(|| self.decode()) else {
+            let Some((message, due)) = self.next(limit) else {
                 break;
             };
             match self.service.poll_ready(cx) {
@@ -268,7 +278,8 @@ where
                     break;
                 }
                 Poll::Pending => {
-                    self.waiting = Some(Box::new(message));
+                    let by = due.deadline();
+                    self.waiting = Some(Box::new(Waiting { message, by }));
                     break;
                 }
             }
@@ -276,7 +287,7 @@ where
             let call = || service.call(Request::new(message, info));
             match self
                 .flight
-                .start(call, limit, &ambient, cx)
+                .start(call, due, &ambient, cx)
             {
                 Poll::Ready(Ok(reply)) => {
                     self.at_once += 1;
@@ -290,6 +301,18 @@ where
             }
         }
         queued
+    }
+
+    /// The next request, and when its handler is due.
+    #[inline]
+    fn next(&mut self, limit: Duration) -> Option<(C::Item, Ambient)> {
+        let Some(waiting) = self.waiting.take() else {
+            return Some((self.decode()?, Ambient::Fresh(limit)));
+        };
+        let due = waiting
+            .by
+            .map_or(Ambient::Fresh(limit), Ambient::At);
+        Some((waiting.message, due))
     }
 
     /// Room for one more request in flight, and for its reply.
@@ -351,7 +374,7 @@ where
         if self.flight.is_empty() {
             self.settle(Ok(reply));
         } else {
-            self.flight.push_done(Ok(reply));
+            self.flight.push_counted(Ok(reply));
         }
     }
 
@@ -377,6 +400,20 @@ where
     }
 }
 
+impl<I, S, C, L> Driver<I, S, C, L>
+where
+    I: Io,
+    S: Service<Request<C::Item>>,
+    C: Decoder,
+{
+    /// Drops the stream; what is unsent is not left to the kernel.
+    pub(super) fn close_hard(&self, conn: Conn<I>) {
+        if self.info.must_reset() || !self.output.is_clear() {
+            reset_on_drop(&conn, &self.info);
+        }
+    }
+}
+
 /// The stream, apart from the rest of the driver.
 pub(super) fn conn_of<I>(conn: &mut Option<Conn<I>>) -> &mut Conn<I> {
     conn.as_mut()
@@ -385,18 +422,20 @@ pub(super) fn conn_of<I>(conn: &mut Option<Conn<I>>) -> &mut Conn<I> {
 
 impl<I, S, C, L> Drop for Driver<I, S, C, L>
 where
+    I: Io,
     S: Service<Request<C::Item>>,
     C: Decoder,
 {
     fn drop(&mut self) {
-        self.shared
-            .metrics
-            .at_once(self.at_once);
-        let queued = f64::from(self.reported);
-        self.shared
-            .metrics
+        if let Some(conn) = self.conn.take() {
+            self.close_hard(conn);
+        }
+        let metrics = &self.shared.metrics;
+        metrics.at_once(self.at_once);
+        metrics.dropped(self.flight.len());
+        metrics
             .queued
-            .decrement(queued);
+            .decrement(f64::from(self.reported));
     }
 }
 

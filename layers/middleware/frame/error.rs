@@ -97,6 +97,8 @@ pub enum CodecError {
         /// The value of the field.
         value: u64,
     },
+    /// A reply has the delimiter in it, and would be more than one frame.
+    Delimiter,
     /// The stream ended inside a frame.
     #[non_exhaustive]
     Truncated {
@@ -113,6 +115,7 @@ impl fmt::Display for CodecError {
             Self::TooLong { length, max, .. } => {
                 write!(f, "frame of {length} bytes is over the limit of {max}")
             }
+            Self::Delimiter => f.write_str("reply has the delimiter in it"),
             Self::BadLength { value } => write!(f, "length field of {value} makes no frame"),
             Self::Truncated { missing } => {
                 write!(f, "stream ended with {missing} bytes of a frame missing")

@@ -33,6 +33,8 @@ pub(super) type Outcome<R> = Result<Option<R>, FrameError>;
 pub(super) struct Done<R> {
     pub(super) outcome: Outcome<R>,
     pub(super) since: Option<Instant>,
+    /// It is in the metrics already.
+    pub(super) counted: bool,
 }
 
 /// The requests in flight.
@@ -163,9 +165,14 @@ impl<F: Future, R> Flight<F, R> {
         }
     }
 
-    /// Puts an outcome in its place behind what is in flight.
-    pub(super) fn push_done(&mut self, outcome: Outcome<R>) {
-        self.push(Wait::NONE, |_| Queued::Done(Some(outcome)));
+    /// Puts an outcome that is in the metrics already in its place behind what is in flight.
+    pub(super) fn push_counted(&mut self, outcome: Outcome<R>) {
+        self.push_done(outcome, true);
+    }
+
+    fn push_done(&mut self, outcome: Outcome<R>, counted: bool) {
+        let settled = Settled { outcome, counted };
+        self.push(Wait::NONE, |_| Queued::Done(Some(settled)));
     }
 
     fn push_running(&mut self, mut seat: Pin<Box<Seat<F>>>) {
@@ -199,7 +206,7 @@ where
     pub(super) fn start(
         &mut self,
         call: impl FnOnce() -> F,
-        limit: Duration,
+        due: Ambient,
         ambient: &Entered,
         cx: &mut Context<'_>,
     ) -> Poll<Result<T, E>> {
@@ -209,7 +216,7 @@ where
                 wait: Wait::NONE,
             })
         });
-        ambient.renew(limit);
+        ambient.renew(due);
         let polled = {
             let mut place = seat.as_mut().project().handler;
             place.set(Some(call()));
@@ -224,7 +231,7 @@ where
             if self.is_empty() {
                 return Poll::Ready(answer);
             }
-            self.push_done(outcome_of(answer));
+            self.push_done(outcome_of(answer), false);
             return Poll::Pending;
         }
         seat.as_mut().project().wait.due = ambient.get();
@@ -252,15 +259,19 @@ where
             let since = place.wait.since;
             self.spare = self.alone.take().map(Seat::vacate);
             let outcome = outcome_of(answer);
-            return Poll::Ready(Some(Done { outcome, since }));
+            return Poll::Ready(Some(Done {
+                outcome,
+                since,
+                counted: false,
+            }));
         }
         let Some(queue) = &mut self.queue else {
             return Poll::Ready(None);
         };
-        let outcome = match ready!(Pin::new(&mut queue.replies).poll_next(cx)) {
-            Some(Landed::Answered(answer)) => outcome_of(answer),
-            Some(Landed::Panicked) => Err(FrameError::Panicked),
-            Some(Landed::Settled(outcome)) => outcome,
+        let (outcome, counted) = match ready!(Pin::new(&mut queue.replies).poll_next(cx)) {
+            Some(Landed::Answered(answer)) => (outcome_of(answer), false),
+            Some(Landed::Panicked) => (Err(FrameError::Panicked), false),
+            Some(Landed::Settled(settled)) => (settled.outcome, settled.counted),
             None => return Poll::Ready(None),
         };
         let since = queue
@@ -270,7 +281,11 @@ where
         if queue.waits.is_empty() {
             self.queue = None;
         }
-        Poll::Ready(Some(Done { outcome, since }))
+        Poll::Ready(Some(Done {
+            outcome,
+            since,
+            counted,
+        }))
     }
 }
 
@@ -289,14 +304,20 @@ enum Queued<F, R> {
         seat: Pin<Box<Seat<F>>>,
         wait: Arc<Mutex<Wait>>,
     },
-    Done(Option<Outcome<R>>),
+    Done(Option<Settled<R>>),
 }
 
 /// How a queued request comes out.
 enum Landed<O, R> {
     Answered(O),
     Panicked,
-    Settled(Outcome<R>),
+    Settled(Settled<R>),
+}
+
+/// An outcome that nobody has to be polled for.
+struct Settled<R> {
+    outcome: Outcome<R>,
+    counted: bool,
 }
 
 // Nothing in it is pinned in place: the handler is pinned in its own seat.

@@ -42,6 +42,11 @@ impl Metrics {
         self.failed_seconds.record(0.0);
     }
 
+    /// Adds requests whose handlers were dropped: too late, or with nobody left to answer.
+    pub(super) fn dropped(&self, requests: usize) {
+        self.failed.increment(requests as u64);
+    }
+
     /// Adds a request that was waited for.
     pub(super) fn waited(&self, ok: bool, took: Duration) {
         let (count, seconds) = if ok {

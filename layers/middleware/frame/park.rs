@@ -8,8 +8,8 @@ use tower_service::Service;
 use crate::{
     base::{error::BoxError, io::Io, time::now},
     conn::{
-        CloseReason, Elapsed,
-        waits::{NEVER, plus},
+        CloseReason, Deadline, Elapsed,
+        waits::{Late, NEVER, plus},
     },
     middleware::frame::{FrameError, LastReply, Request, driver::Driver},
 };
@@ -26,17 +26,19 @@ where
 {
     /// What others have said to the connection since the last poll.
     pub(super) fn hear(&mut self) {
-        let framing = &self.shared.framing;
-        match self.info.close_reason() {
-            Some(which @ CloseReason::Request) => {
-                let elapsed = Elapsed::new(which, Some(framing.request));
-                self.fail_behind(FrameError::Elapsed(elapsed));
-            }
-            Some(which @ CloseReason::Handler) if !self.flight.is_empty() => {
-                let elapsed = Elapsed::new(which, Some(framing.handler));
-                self.fail(FrameError::Elapsed(elapsed));
-            }
-            _ => {}
+        if self.info.waits.take_late(Late::Handler) {
+            let limit = Some(self.shared.framing.handler);
+            self.fail(FrameError::Elapsed(Elapsed::new(
+                CloseReason::Handler,
+                limit,
+            )));
+        }
+        if self.info.waits.take_late(Late::Request) {
+            let limit = Some(self.shared.framing.request);
+            self.fail_behind(FrameError::Elapsed(Elapsed::new(
+                CloseReason::Request,
+                limit,
+            )));
         }
         self.leaving = self.info.ending.leaving();
         if let Some(extra) = self.info.waits.take_extra() {
@@ -132,7 +134,23 @@ where
             waits.request_by.set(by);
         }
 
-        match self.flight.stamp(&mut now) {
+        let handlers = self.flight.stamp(&mut now);
+        let waiting = self
+            .waiting
+            .as_mut()
+            .and_then(|waiting| {
+                // A request that the service is not ready for waits as well, and for no longer than a handler.
+                let limit = framing.handler;
+                let by = waiting
+                    .by
+                    .get_or_insert_with(|| Deadline::after(now(), limit));
+                by.instant()
+            });
+        match handlers
+            .into_iter()
+            .chain(waiting)
+            .min()
+        {
             Some(by) if !self.congested => waits.handler_by.set(info.stamp(by)),
             _ => waits.handler_by.clear(),
         }
@@ -143,7 +161,9 @@ where
         if self.output.is_clear() {
             self.timed_reply = 0;
             waits.reply_by.clear();
-        } else if self.output.written() >= self.timed_reply {
+        } else if self.output.written() >= self.timed_reply
+            && self.output.queued() > self.timed_reply
+        {
             self.timed_reply = self.output.queued();
             waits
                 .reply_by

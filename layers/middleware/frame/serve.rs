@@ -77,7 +77,7 @@ impl<C> FrameLayer<C> {
 
     /// Says in the protocol's own terms why a request has no other reply. See [`LastReply`].
     #[must_use]
-    pub fn last_reply<L>(self, last: L) -> FrameLayer<C, L> {
+    pub fn last_reply<R, L: Fn(&FrameError) -> Option<R>>(self, last: L) -> FrameLayer<C, L> {
         FrameLayer {
             codec: self.codec,
             last,
@@ -178,6 +178,7 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub struct FrameFuture<I, S, C, L>
     where
+        I: Io,
         S: Service<Request<C::Item>>,
         C: Decoder,
     {
@@ -210,7 +211,8 @@ where
 {
     /// Gives the stream back, with the bytes that are between it and the handlers; `None` once it is closed.
     ///
-    /// Handlers in flight are dropped, and their requests with them.
+    /// Handlers in flight are dropped, and their requests with them; so is a request that the service was not
+    /// ready for. For an accept loop that calls the crossing itself: within a stack the future is not to be had.
     #[must_use]
     pub fn into_parts(self) -> Option<FrameParts<I>> {
         let (conn, read, unwritten) = self.driver.into_parts()?;
@@ -259,6 +261,7 @@ where
 
 impl<I, S, C, L> fmt::Debug for FrameFuture<I, S, C, L>
 where
+    I: Io,
     S: Service<Request<C::Item>>,
     C: Decoder,
 {

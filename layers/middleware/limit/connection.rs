@@ -2,7 +2,10 @@ use std::{
     error::Error,
     fmt, io,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -11,7 +14,7 @@ use metrics::{Counter, counter};
 use pin_project_lite::pin_project;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::Sleep,
+    time::{Sleep, sleep},
 };
 use tokio_util::sync::PollSemaphore;
 use tower_layer::Layer;
@@ -53,6 +56,8 @@ struct Shared {
     places: Arc<Semaphore>,
     refused: Counter,
     keeps_time: KeepsTime,
+    /// [`OverLimit::WaitUpTo`] is over, until there is a place again.
+    patience_gone: AtomicBool,
 }
 
 impl ConnectionLimitLayer {
@@ -65,7 +70,7 @@ impl ConnectionLimitLayer {
     /// A limit of zero, which would let nobody in.
     pub fn new(limit: usize) -> Result<Self, ConfigError> {
         if limit == 0 {
-            return Err(ConfigError::zero("connection limit"));
+            return Err(ConfigError::zero("limit"));
         }
         let limit = limit.min(Semaphore::MAX_PERMITS);
         Ok(Self {
@@ -74,6 +79,7 @@ impl ConnectionLimitLayer {
                 places: Arc::new(Semaphore::new(limit)),
                 refused: counter!("tower_net_refused_total", "reason" => CloseReason::Limit.label()),
                 keeps_time: KeepsTime::default(),
+                patience_gone: AtomicBool::new(false),
             }),
             over: OverLimit::default(),
         })
@@ -105,7 +111,7 @@ impl<S> Layer<S> for ConnectionLimitLayer {
             over: self.over,
             places: PollSemaphore::new(Arc::clone(&self.shared.places)),
             place: None,
-            patience: Patience::Full,
+            patience: None,
         }
     }
 }
@@ -118,15 +124,7 @@ pub struct ConnectionLimit<S> {
     over: OverLimit,
     places: PollSemaphore,
     place: Option<OwnedSemaphorePermit>,
-    patience: Patience,
-}
-
-/// How much of [`OverLimit::WaitUpTo`] is left.
-#[derive(Debug)]
-enum Patience {
-    Full,
-    Running(Pin<Box<Sleep>>),
-    Gone,
+    patience: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> ConnectionLimit<S> {
@@ -136,20 +134,31 @@ impl<S> ConnectionLimit<S> {
         }
         if let Poll::Ready(place) = self.places.poll_acquire(cx) {
             self.place = place;
-            self.patience = Patience::Full;
+            self.patience = None;
+            if let OverLimit::WaitUpTo(_) = self.over {
+                self.shared
+                    .patience_gone
+                    .store(false, Relaxed);
+            }
             return Poll::Ready(Ok(()));
         }
         let OverLimit::WaitUpTo(limit) = self.over else {
             return Poll::Pending;
         };
-        if matches!(self.patience, Patience::Full) {
+        if self.shared.patience_gone.load(Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        if self.patience.is_none() {
             self.shared.keeps_time.check()?;
-            self.patience = Patience::Running(Box::pin(tokio::time::sleep(limit)));
         }
-        if let Patience::Running(sleep) = &mut self.patience {
-            ready!(sleep.as_mut().poll(cx));
-            self.patience = Patience::Gone;
-        }
+        let patience = self
+            .patience
+            .get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(patience.as_mut().poll(cx));
+        self.patience = None;
+        self.shared
+            .patience_gone
+            .store(true, Relaxed);
         Poll::Ready(Ok(()))
     }
 }
@@ -163,7 +172,7 @@ impl<S: Clone> Clone for ConnectionLimit<S> {
             places: self.places.clone(),
             // A clone has not been made ready.
             place: None,
-            patience: Patience::Full,
+            patience: None,
         }
     }
 }

@@ -1,0 +1,16 @@
+//! Real sockets, real processes: what only the kernel can show.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a test that fails may panic, and its threads and tasks are its own"
+)]
+
+mod echo;
+mod rpc;
+#[path = "../support/mod.rs"]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses its own part of it"
+)]
+mod support;
