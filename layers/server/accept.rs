@@ -23,7 +23,7 @@ use crate::{
         backoff::{AcceptError, Backoff, Next},
         connection::Connection,
         live::{Live, Phase},
-        serve::ServeError,
+        serve::ServeCause,
     },
 };
 
@@ -53,7 +53,7 @@ where
 {
     /// Accepts until the server drains, then takes what is still queued, since closing the listener would
     /// reset it.
-    pub(crate) async fn run(mut self) -> Result<(), ServeError> {
+    pub(crate) async fn run(mut self) -> Result<(), ServeCause> {
         let local = self.listener.local_addr();
         let origin = Arc::new(Origin {
             local: local.map_or(Addr::Unnamed, Into::into),
@@ -72,7 +72,7 @@ where
                     self.succeeded();
                     self.spawn(io, peer, &origin);
                 }
-                Err(Failure::Service(error)) => return Err(ServeError::Service(error)),
+                Err(Failure::Service(error)) => return Err(ServeCause::Service(error)),
                 Err(Failure::Accept(error)) => match self.failed(&error) {
                     Next::Retry => {}
                     Next::Wait(wait) => {
@@ -83,23 +83,44 @@ where
                             _ = timeout(wait, hope) => {}
                         }
                     }
-                    Next::Stop => return Err(ServeError::Listener(error)),
+                    Next::Stop => return Err(ServeCause::Listener(error)),
                 },
             }
         }
-        self.take_queue(&origin).await;
+        tokio::select! {
+            () = self.take_queue(&origin) => {}
+            () = live.reached(Phase::Cutting) => {}
+        }
         Ok(())
     }
 
-    /// Takes what is queued. One that arrived a moment ago may not have been announced to us yet, so silence
-    /// for a moment is the end of the queue and not the first pending accept.
+    /// Takes what is queued, for as long as the service needs to become ready for it, but not what goes on
+    /// arriving. One that arrived a moment ago may not have been announced to us yet, so silence for a moment
+    /// is the end of the queue, and not the first pending accept.
     async fn take_queue(&mut self, origin: &Arc<Origin>) {
-        for _ in 0..QUEUE {
-            match timeout(SETTLED, poll_fn(|cx| self.poll_accept(cx))).await {
+        let mut left = QUEUE_FOR;
+        while !left.is_zero() {
+            if poll_fn(|cx| self.service.poll_ready(cx))
+                .await
+                .is_err()
+            {
+                return;
+            }
+            let begun = now();
+            let accepting = poll_fn(|cx| {
+                let accepted = self.listener.poll_accept(cx);
+                accepted.map_ok(|(io, peer)| (io, peer.into()))
+            });
+            let accepted = timeout(SETTLED, accepting).await;
+            left = left.saturating_sub(now() - begun);
+            match accepted {
                 Ok(Ok((io, peer))) => self.spawn(io, peer, origin),
-                Ok(Err(Failure::Accept(error)))
-                    if AcceptError::of(&error) == AcceptError::Connection => {}
-                Ok(Err(_)) | Err(_) => break,
+                Ok(Err(error)) => match self.failed(&error) {
+                    Next::Retry => {}
+                    Next::Wait(_) => sleep(self.backoff.pause()).await,
+                    Next::Stop => return,
+                },
+                Err(_) => return,
             }
         }
     }
@@ -176,8 +197,8 @@ impl Burst {
     }
 }
 
-/// No kernel queues more by default; whoever set a longer queue loses the rest in a drain.
-const QUEUE: usize = 4096;
+/// Spent on accepting at the most: a queue of thousands, and not a client that keeps on connecting.
+const QUEUE_FOR: Duration = Duration::from_millis(250);
 
 /// Long beside a handshake on a local network, short beside any drain.
 const SETTLED: Duration = Duration::from_millis(10);

@@ -4,6 +4,8 @@ use metrics::gauge;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::server::backoff::AcceptError;
+
 /// How many descriptors a process may have open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Descriptors {
@@ -75,12 +77,15 @@ pub(crate) async fn watch() {
         };
         // Off the runtime's threads: with many descriptors it takes milliseconds.
         let counted = tokio::task::spawn_blocking(open_descriptors).await;
-        let Ok(Ok(open)) = counted else {
-            continue;
+        let open = match counted {
+            Ok(Ok(open)) => open as u64,
+            // None is left to count them with.
+            Ok(Err(error)) if AcceptError::of(&error) == AcceptError::Descriptors => limit,
+            Ok(Err(_)) | Err(_) => continue,
         };
         open_gauge.set(open as f64);
         limit_gauge.set(limit as f64);
-        let near = open as u64 >= limit / 10 * 9;
+        let near = open >= limit / 10 * 9;
         if near && !warned {
             tracing::warn!(open, limit, "nearly out of descriptors");
         }

@@ -1,16 +1,16 @@
 //! Stop accepting, ask, wait, cut.
 //!
 //! ```text
-//!  signal          accept what is queued,      every connection          drain_for is over
-//!    │             close the listeners         has been told             or a second signal
-//!    ▼                   ▼                         ▼                          ▼
-//!  ──┼── draining ───────┴─────────────────────────┴── idle ones end now ─────┼── cutting ── report
-//!    │                                                 busy ones finish       │    resets, 1 s at most
+//!  signal: every connection       what was queued is accepted,       drain_for is over,
+//!    │     is told to leave         the listeners are closed           or a second signal
+//!    ▼                                    ▼                                  ▼
+//!  ──┼── draining: idle ones end now, ────┴── busy ones finish ──────────────┼── cutting ── report
+//!    │                                                                       │    resets, 1 s at most
 //! ```
 
-use std::time::Duration;
+use std::{future::pending, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::{sleep_until, timeout};
 
 use crate::{
     base::time::{later, now},
@@ -21,28 +21,29 @@ use crate::{
     },
 };
 
-/// Ends every connection: asks first, and cuts after `grace` or when told to.
-pub(crate) async fn drain(live: &Live, grace: Duration) -> Report {
-    let begun = now();
+/// Cuts what is still open when `grace` is over. Runs beside the drain, from its beginning.
+pub(crate) async fn cut_after(live: &Live, grace: Duration) {
+    live.reached(Phase::Draining).await;
     tracing::info!(open = live.len(), ?grace, "draining");
-    live.tell_to_leave();
-    let left = async {
-        tokio::select! {
-            () = live.all_ended() => {}
-            () = live.reached(Phase::Cutting) => {}
-        }
-    };
-    match later(begun, grace) {
-        Some(deadline) => {
-            // Either way it is over.
-            let _in_time = tokio::time::timeout_at(deadline, left).await;
-        }
-        None => left.await,
+    match later(live.draining_since(), grace) {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+    live.advance(Phase::Cutting);
+}
+
+/// Waits for every connection, which has been told to leave, and cuts those that have not left in time.
+pub(crate) async fn drain(live: &Live) -> Report {
+    tokio::select! {
+        () = live.all_ended() => {}
+        () = live.reached(Phase::Cutting) => {}
     }
     live.advance(Phase::Cutting);
     live.cut(CloseReason::Cut);
+    // A task that does not yield even then is counted, and not waited for.
     let _all = timeout(CUT_WITHIN, live.all_ended()).await;
-    let report = Report::new(live.counts(), live.len(), now() - begun);
+    let took = now().saturating_duration_since(live.draining_since());
+    let report = Report::new(live.counts(), live.len(), took);
     tracing::info!(%report, "drained");
     report
 }

@@ -2,16 +2,20 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use slab::Slab;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use crate::{
+    base::time::now,
     conn::{CloseReason, ConnInfo},
     server::report::{Counts, Straggler},
 };
@@ -29,6 +33,7 @@ pub(crate) enum Phase {
 pub(crate) struct Live {
     open: Mutex<Open>,
     phase: watch::Sender<Phase>,
+    draining_since: OnceLock<Instant>,
     /// A connection ended, while somebody waits for that.
     ended: Notify,
     watched: AtomicBool,
@@ -54,6 +59,7 @@ impl Live {
         Arc::new(Self {
             open: Mutex::default(),
             phase: watch::Sender::new(Phase::Serving),
+            draining_since: OnceLock::new(),
             ended: Notify::new(),
             watched: AtomicBool::new(false),
         })
@@ -63,13 +69,25 @@ impl Live {
         *self.phase.borrow()
     }
 
-    /// Moves on to `phase`; never back.
+    /// Moves on to `phase`; never back. With the drain every connection is told to leave, there and then.
     pub(crate) fn advance(&self, phase: Phase) {
-        self.phase.send_if_modified(|held| {
+        if phase >= Phase::Draining {
+            // Before anybody can see the phase.
+            self.draining_since.get_or_init(now);
+        }
+        let moved = self.phase.send_if_modified(|held| {
             let moves = *held < phase;
             *held = (*held).max(phase);
             moves
         });
+        if moved && phase == Phase::Draining {
+            self.tell_to_leave();
+        }
+    }
+
+    /// When the drain began.
+    pub(crate) fn draining_since(&self) -> Instant {
+        *self.draining_since.get_or_init(now)
     }
 
     /// Waits until the server has come as far as `phase`.
@@ -121,36 +139,48 @@ impl Live {
     }
 
     /// Tells every connection to leave.
-    pub(crate) fn tell_to_leave(&self) {
-        let mut open = self.lock();
-        for (_, entry) in &mut open.connections {
+    fn tell_to_leave(&self) {
+        for info in self.mark(|entry, _| {
             let waits = &entry.info.waits;
             entry.busy = waits.busy.get() || waits.receiving.get() || waits.blocked.get();
-            entry
-                .info
-                .ending
+        }) {
+            info.ending
                 .tell_to_leave(CloseReason::Drain);
         }
     }
 
     /// Ends every connection, and remembers a few of those that it had to end.
     pub(crate) fn cut(&self, reason: CloseReason) {
-        let mut open = self.lock();
-        let Open {
-            connections,
-            counts,
-        } = &mut *open;
-        for (_, entry) in connections {
+        for info in self.mark(|entry, counts| {
             // One that has said everything and lingers for the peer has finished.
-            let finished = entry.info.close_reason().is_some() && !entry.info.waits.blocked.get();
+            let waits = &entry.info.waits;
+            let finished = entry.info.close_reason().is_some() && !waits.blocked.get();
             entry.cut = !finished;
             if entry.cut && counts.stragglers.len() < STRAGGLERS {
                 counts
                     .stragglers
                     .push(Straggler::new(&entry.info));
             }
-            entry.info.cut(reason);
+        }) {
+            info.cut(reason);
         }
+    }
+
+    /// Marks every connection, and returns them all: they are spoken to without the lock, since what they
+    /// wake may be anybody's.
+    fn mark(&self, mut mark: impl FnMut(&mut Entry, &mut Counts)) -> Vec<Arc<ConnInfo>> {
+        let mut open = self.lock();
+        let Open {
+            connections,
+            counts,
+        } = &mut *open;
+        let entries = connections.iter_mut();
+        entries
+            .map(|(_, entry)| {
+                mark(entry, counts);
+                Arc::clone(&entry.info)
+            })
+            .collect()
     }
 
     /// Waits for the next connection to end.
@@ -190,7 +220,7 @@ pub(crate) struct Alive {
 impl Drop for Alive {
     fn drop(&mut self) {
         let draining = self.live.phase() >= Phase::Draining;
-        {
+        let entry = {
             let mut open = self.live.lock();
             let entry = open.connections.remove(self.key);
             let reason = entry.info.ending.settle();
@@ -203,7 +233,10 @@ impl Drop for Alive {
                     _ => counts.idle += 1,
                 }
             }
-        }
+            entry
+        };
+        // Without the lock: facts that a user has put there may do anything when they are dropped.
+        drop(entry);
         if self.live.watched.load(Ordering::SeqCst) {
             self.live.ended.notify_waiters();
         }

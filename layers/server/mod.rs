@@ -15,5 +15,5 @@ pub use self::{
     backoff::{AcceptError, Backoff, Next},
     descriptors::{Descriptors, open_descriptors, raise_descriptor_limit},
     report::{Report, Straggler},
-    serve::{Serve, ServeError, ServeFuture, Server, ServerHandle},
+    serve::{Serve, ServeCause, ServeError, ServeFuture, Server, ServerHandle},
 };

@@ -14,7 +14,7 @@ use tower_service::Service;
 
 use crate::{
     base::{
-        error::{BoxError, ConfigError, NoTimer},
+        error::{BoxError, NoTimer},
         io::Io,
         time::require_driver,
     },
@@ -24,7 +24,7 @@ use crate::{
         accept::Acceptor,
         backoff::Backoff,
         descriptors,
-        drain::drain,
+        drain::{cut_after, drain},
         live::{Live, Phase},
         report::Report,
     },
@@ -137,7 +137,9 @@ pub struct Serve<L, S> {
 }
 
 impl<L, S> Serve<L, S> {
-    /// Drains once `signal` is ready. Without it, and without a [handle](Self::handle), it runs for ever.
+    /// Drains once `signal` is ready: every connection is told to leave, what is queued is still accepted.
+    /// A second signal that is to cut is a matter of [`ServerHandle::cut`].
+    /// Without it, and without a [handle](Self::handle), it runs for ever.
     pub fn with_graceful_shutdown(
         mut self,
         signal: impl Future<Output = ()> + Send + 'static,
@@ -146,8 +148,8 @@ impl<L, S> Serve<L, S> {
         self
     }
 
-    /// Connections have so long to leave once the drain has begun, then they are cut. Zero cuts at once;
-    /// [`Duration::MAX`] never does. Default: 30 s.
+    /// Connections have so long to leave once the drain has begun, then they are cut. Zero
+    /// leaves no time: what does not end there and then is cut. [`Duration::MAX`] never cuts. Default: 30 s.
     pub fn drain_for(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
@@ -232,16 +234,17 @@ where
         let signalled = async {
             signal.await;
             live.advance(Phase::Draining);
-            future::pending::<()>().await;
         };
-        future::join(signalled, descriptors::watch()).await;
+        let cut = cut_after(&live, serve.grace);
+        future::join3(signalled, cut, descriptors::watch()).await;
+        future::pending().await
     };
     let accepting = async {
         let mut failed = None;
         while let Some(ended) = loops.next().await {
             if let Err(error) = ended {
                 // One listener that is gone ends the server, in order: half a service is a riddle.
-                tracing::error!(%error, "accept loop ended");
+                tracing::error!(?error, "accept loop ended");
                 failed.get_or_insert(error);
                 live.advance(Phase::Draining);
             }
@@ -249,15 +252,18 @@ where
         live.reached(Phase::Draining).await;
         failed
     };
-    let failed = tokio::select! {
-        failed = accepting => failed,
-        () = background => None,
+    let serving = async {
+        let failed = accepting.await;
+        (failed, drain(&live).await)
     };
-    let report = drain(&live, serve.grace).await;
+    let (failed, report) = tokio::select! {
+        ended = serving => ended,
+        never = background => never,
+    };
     drop(cut_on_drop);
     match failed {
         None => Ok(report),
-        Some(error) => Err(error),
+        Some(cause) => Err(ServeError::new(cause, report)),
     }
 }
 
@@ -316,10 +322,15 @@ impl ServerHandle {
 
 /// Why a server could not run, or had to end.
 #[derive(Debug)]
+pub struct ServeError {
+    cause: ServeCause,
+    report: Option<Box<Report>>,
+}
+
+/// What a [`ServeError`] comes from.
+#[derive(Debug)]
 #[non_exhaustive]
-pub enum ServeError {
-    /// A setting cannot work.
-    Config(ConfigError),
+pub enum ServeCause {
     /// The runtime cannot keep time.
     NoTimer(NoTimer),
     /// A listener is no listener any more. The others were drained.
@@ -328,31 +339,53 @@ pub enum ServeError {
     Service(BoxError),
 }
 
+impl ServeError {
+    fn new(cause: ServeCause, report: Report) -> Self {
+        Self {
+            cause,
+            report: Some(Box::new(report)),
+        }
+    }
+
+    /// What it comes from.
+    #[must_use]
+    pub fn cause(&self) -> &ServeCause {
+        &self.cause
+    }
+
+    /// What the server did before, if it came to run.
+    #[must_use]
+    pub fn report(&self) -> Option<&Report> {
+        self.report.as_deref()
+    }
+}
+
 impl fmt::Display for ServeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Config(_) => "server is set up wrongly",
-            Self::NoTimer(_) => "server cannot keep time",
-            Self::Listener(_) => "listener failed",
-            Self::Service(_) => "service is never ready",
+        f.write_str(match self.cause {
+            ServeCause::NoTimer(_) => "server cannot keep time",
+            ServeCause::Listener(_) => "listener failed",
+            ServeCause::Service(_) => "service is never ready",
         })
     }
 }
 
 impl Error for ServeError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(match self {
-            Self::Config(error) => error,
-            Self::NoTimer(error) => error,
-            Self::Listener(error) => error,
-            Self::Service(error) => error.as_ref(),
+        Some(match &self.cause {
+            ServeCause::NoTimer(error) => error,
+            ServeCause::Listener(error) => error,
+            ServeCause::Service(error) => error.as_ref(),
         })
     }
 }
 
 impl From<NoTimer> for ServeError {
     fn from(error: NoTimer) -> Self {
-        Self::NoTimer(error)
+        Self {
+            cause: ServeCause::NoTimer(error),
+            report: None,
+        }
     }
 }
 
