@@ -164,22 +164,32 @@ impl Ending {
 
     /// Remembers the task to wake, and that the caller does so whenever it changes.
     pub(crate) fn keep_registered(&self, waker: &Waker) {
-        self.remember(waker);
-        self.task_epoch
-            .fetch_add(1, Ordering::Relaxed);
+        let before = self.remember(waker);
+        if self
+            .task_epoch
+            .fetch_add(1, Ordering::Relaxed)
+            == 0
+        {
+            // Layers that were polled on another task before this one was ever polled.
+            if let Some(other) = before {
+                self.register(&other);
+            }
+        }
     }
 
-    fn remember(&self, waker: &Waker) {
+    /// Returns the waker that is replaced.
+    fn remember(&self, waker: &Waker) -> Option<Waker> {
         let mut task = self
             .task
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if !task
+        if task
             .as_ref()
             .is_some_and(|known| known.will_wake(waker))
         {
-            *task = Some(waker.clone());
+            return None;
         }
+        task.replace(waker.clone())
     }
 
     /// A number that changes with the task that is kept registered.
