@@ -38,15 +38,9 @@ where
     /// The request that is next in order has failed: nothing behind it is answered any more.
     pub(super) fn fail(&mut self, error: FrameError) {
         self.drop_flight();
-        // What went wrong first is the reason; what is next in order has the last word.
-        let first = self
-            .ending
-            .take()
-            .filter(|ending| ending.error.is_some());
+        // Nor is what went wrong behind it what the connection ends for.
+        self.ending = None;
         self.fail_behind(error);
-        if let (Some(ending), Some(first)) = (&mut self.ending, first) {
-            ending.reason = first.reason;
-        }
     }
 
     /// Something behind all that is in flight has failed: what is before it is finished first.
