@@ -7,7 +7,7 @@ use tokio::{
 
 use crate::base::{
     io::Io,
-    time::{later, now},
+    time::{later, now, require_driver},
 };
 
 /// How long to go on reading, and throwing away, after the last byte was written.
@@ -69,12 +69,13 @@ pub enum Lingered {
 ///
 /// # Errors
 ///
-/// What the stream answered. It is closed in any case.
+/// What the stream answered, or that the runtime cannot keep time. It is closed in any case.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future closes the stream at once.
 pub async fn linger<I: Io>(mut io: I, limits: Linger) -> io::Result<Lingered> {
+    require_driver()?;
     let end = later(now(), limits.total);
     let discarding = async {
         io.shutdown().await?;

@@ -12,7 +12,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::base::io::{Io, RewoundIo};
+use crate::base::{
+    io::{Io, RewoundIo},
+    time::require_driver,
+};
 
 /// What a parser says of the bytes so far.
 #[derive(Debug)]
@@ -102,9 +105,11 @@ where
     };
     let (value, rest) = match deadline {
         None => reading.await?,
-        Some(deadline) => timeout_at(deadline, reading)
-            .await
-            .map_err(|_| PreludeError::Elapsed)??,
+        Some(deadline) => {
+            require_driver().map_err(|error| PreludeError::Io(error.into()))?;
+            let read = timeout_at(deadline, reading).await;
+            read.map_err(|_| PreludeError::Elapsed)??
+        }
     };
     Ok((value, RewoundIo::new(rest.freeze(), io)))
 }

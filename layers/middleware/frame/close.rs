@@ -108,10 +108,15 @@ where
         }
         self.info.waits.clear_deadlines();
         self.info.waits.busy.set(true);
-        let limits = match self.leaving {
+        let reason = self.info.close_reason();
+        let limits = if reason == Some(CloseReason::Request) {
+            // A peer that drips is not given its whole time again.
+            Linger::default().total(FOR_THE_SLOW)
+        } else if self.leaving.is_some() {
             // A drain waits for this one: enough for a reply to arrive, not for a peer to think.
-            Some(_) => Linger::default().quiet(WHILE_LEAVING),
-            None => Linger::default(),
+            Linger::default().quiet(WHILE_LEAVING)
+        } else {
+            Linger::default()
         };
         self.closing = Some(Box::new(Box::pin(async move {
             // A peer that has gone meanwhile has nothing more to lose.
@@ -174,6 +179,9 @@ where
         Some((conn, read, unwritten))
     }
 }
+
+/// For the last reply to arrive.
+const FOR_THE_SLOW: Duration = Duration::from_secs(5);
 
 /// A round trip to the other side of the world, several times over.
 const WHILE_LEAVING: Duration = Duration::from_secs(1);

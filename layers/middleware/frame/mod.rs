@@ -17,7 +17,9 @@
 //! # Ok::<(), tower_net::error::ConfigError>(())
 //! ```
 //!
-//! Any tokio-util `Decoder + Encoder` will do for a codec; [`LengthDelimited`] and [`Delimited`] are ours.
+//! Any tokio-util `Decoder + Encoder` will do for a codec; [`LengthDelimited`] and [`Delimited`] are ours. (Tokio-util's
+//! own length-delimited codec reserves what a peer announces; ours does not.) A request is a slice of what was read
+//! with it, up to 64 KiB: a handler that keeps one for long copies it.
 //!
 //! # How it goes on
 //!
@@ -39,7 +41,9 @@
 //! | the notice to leave | finishes what has begun to arrive, an orderly close; if idle, at once | `drain`, `age`, `served` |
 //! | reply late | a reset | `reply` |
 //!
-//! An orderly close ends our side, then reads on for a moment, so that the last reply is not lost to a reset.
+//! An orderly close ends our side, then reads on and discards, so that the last reply is not lost to a reset: until
+//! the peer ends its own, and at most as [`Linger`](crate::io::Linger) has it by default; for 1 s of silence while
+//! leaving, and 5 s in all after a late request.
 //!
 //! # Readiness
 //!
