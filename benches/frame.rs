@@ -18,26 +18,41 @@ use tower_net::{
     trace::TraceLayer,
 };
 
+/// One layer above the frame layer, a request of 64 bytes at a time.
+macro_rules! with {
+    ($layer:expr) => {
+        |rounds| {
+            let stack = ServiceBuilder::new()
+                .layer($layer)
+                .layer(layer());
+            serve(stack.service_fn(echo), rounds, 64, 1);
+        }
+    };
+}
+
 const SCENES: &[Scene] = &[
-    ("bare, 64 bytes, depth 1", |rounds| bare(rounds, 64, 1)),
-    ("tokio-util Framed, 64 bytes, depth 1", |rounds| {
-        rival(rounds, 64, 1);
+    ("frame, 64 bytes, depth 1", |rounds| framed(rounds, 64, 1)),
+    ("  and meter", with!(MeterLayer::new("bench"))),
+    ("  and trace", with!(TraceLayer::new())),
+    ("  and limit", with!(limit())),
+    ("  and deadline", with!(DeadlineLayer::default())),
+    ("  and all of these", |rounds| full(rounds, 64, 1)),
+    ("no layer at all, a loop by hand", |rounds| {
+        bare(rounds, 64, 1);
     }),
-    ("framed, 64 bytes, depth 1", |rounds| framed(rounds, 64, 1)),
-    ("full stack, 64 bytes, depth 1", |rounds| {
-        full(rounds, 64, 1)
+    ("tokio-util Framed", |rounds| rival(rounds, 64, 1)),
+    ("frame, 64 bytes, depth 64", |rounds| framed(rounds, 64, 64)),
+    ("  and all layers", |rounds| full(rounds, 64, 64)),
+    ("no layer at all, a loop by hand, depth 64", |rounds| {
+        bare(rounds, 64, 64);
     }),
-    ("bare, 64 bytes, depth 64", |rounds| bare(rounds, 64, 64)),
-    ("framed, 64 bytes, depth 64", |rounds| {
-        framed(rounds, 64, 64)
+    ("tokio-util Framed, depth 64", |rounds| {
+        rival(rounds, 64, 64)
     }),
-    ("full stack, 64 bytes, depth 64", |rounds| {
-        full(rounds, 64, 64)
-    }),
-    ("full stack, 4096 bytes, depth 1", |rounds| {
+    ("all layers, 4096 bytes, depth 1", |rounds| {
         full(rounds, 4096, 1)
     }),
-    ("full stack, 4096 bytes, depth 8", |rounds| {
+    ("all layers, 4096 bytes, depth 8", |rounds| {
         full(rounds, 4096, 8)
     }),
 ];
@@ -53,6 +68,10 @@ async fn echo(request: Request<Bytes>) -> Result<Bytes, Infallible> {
 fn layer() -> FrameLayer<LengthDelimited> {
     let framing = Framing::default().pipelined(64);
     FrameLayer::with_framing(LengthDelimited::max_frame(1 << 20), framing).expect("not zero")
+}
+
+fn limit() -> ConnectionLimitLayer {
+    ConnectionLimitLayer::new(10).expect("not zero")
 }
 
 /// Only the stream: a loop that reads a burst and writes it back.
@@ -96,7 +115,7 @@ fn framed(rounds: u64, size: usize, depth: usize) {
 fn full(rounds: u64, size: usize, depth: usize) {
     let stack = ServiceBuilder::new()
         .layer(MeterLayer::new("bench"))
-        .layer(ConnectionLimitLayer::new(10).expect("not zero"))
+        .layer(limit())
         .layer(TraceLayer::new())
         .layer(DeadlineLayer::default())
         .layer(layer())
