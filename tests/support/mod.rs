@@ -1,3 +1,8 @@
 //! What the tests share.
 
+pub mod io;
+pub mod peer;
 pub mod process;
+pub mod random;
+pub mod readings;
+pub mod service;

@@ -145,20 +145,21 @@ impl<S> ConnectionLimit<S> {
         let OverLimit::WaitUpTo(limit) = self.over else {
             return Poll::Pending;
         };
-        if self.shared.patience_gone.load(Relaxed) {
-            return Poll::Ready(Ok(()));
+        if !self.shared.patience_gone.load(Relaxed) {
+            if self.patience.is_none() {
+                self.shared.keeps_time.check()?;
+            }
+            let patience = self
+                .patience
+                .get_or_insert_with(|| Box::pin(sleep(limit)));
+            ready!(patience.as_mut().poll(cx));
+            self.patience = None;
+            self.shared
+                .patience_gone
+                .store(true, Relaxed);
         }
-        if self.patience.is_none() {
-            self.shared.keeps_time.check()?;
-        }
-        let patience = self
-            .patience
-            .get_or_insert_with(|| Box::pin(sleep(limit)));
-        ready!(patience.as_mut().poll(cx));
-        self.patience = None;
-        self.shared
-            .patience_gone
-            .store(true, Relaxed);
+        // Out of the queue: a place that comes free now would be kept for it, and the call find none.
+        self.places = self.places.clone();
         Poll::Ready(Ok(()))
     }
 }

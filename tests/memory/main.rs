@@ -1,0 +1,37 @@
+//! The library in memory: streams that do what a test tells them, on a clock that stands still.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test owns the tasks that it spawns, and its runtime ends with it"
+)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on has failed, in its helpers as well"
+)]
+
+mod conn;
+mod deadline;
+mod deadline_handle;
+mod deadline_settings;
+mod error;
+mod frame;
+mod frame_account;
+mod frame_codec;
+mod frame_driver;
+mod frame_late;
+mod frame_leave;
+mod io;
+mod limit;
+mod meter;
+mod server;
+mod trace;
+mod vectors;
+mod ways_out;
+
+#[path = "../support/mod.rs"]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test binary uses its own part of it"
+)]
+mod support;
