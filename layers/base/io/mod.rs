@@ -15,7 +15,7 @@ mod linger;
 pub mod prelude;
 mod rewound;
 
-use std::{io, time::Duration};
+use std::{io, mem::MaybeUninit, time::Duration};
 
 use socket2::SockRef;
 use tokio::{
@@ -89,4 +89,17 @@ pub fn reset_on_drop<I: Io + ?Sized>(io: &I) -> io::Result<()> {
         Some(socket) => socket.set_linger(Some(Duration::ZERO)),
         None => Ok(()),
     }
+}
+
+/// Whether bytes have arrived that nobody has read. Asks the socket, since the runtime knows a moment later.
+pub(crate) fn has_unread<I: Io + ?Sized>(io: &I) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    io.socket()
+        .and_then(|socket| {
+            socket
+                .recv_with_flags(&mut byte, flags)
+                .ok()
+        })
+        .is_some_and(|unread| unread > 0)
 }

@@ -6,7 +6,11 @@ use tokio_util::codec::{Decoder, Encoder};
 use tower_service::Service;
 
 use crate::{
-    base::{error::BoxError, io::Io, time::now},
+    base::{
+        error::BoxError,
+        io::{Io, has_unread},
+        time::now,
+    },
     conn::{
         CloseReason, Deadline, Elapsed,
         waits::{Late, NEVER, plus},
@@ -63,13 +67,24 @@ where
         let Some(reason) = self.leaving.filter(|_| !self.sealed) else {
             return false;
         };
+        let idle =
+            self.dry && self.input.is_empty() && self.flight.is_empty() && self.output.is_clear();
+        if idle
+            && self
+                .conn
+                .as_ref()
+                .is_some_and(has_unread)
+        {
+            // Not idle after all: the runtime is about to tell.
+            return false;
+        }
         self.sealed = true;
         if !self.dry {
             // Whole requests may be here that there is no room for yet.
             return false;
         }
-        if self.input.is_empty() && self.flight.is_empty() && self.output.is_clear() {
-            // Idle: nothing of the peer's is here that a close would turn into a reset.
+        if idle {
+            // Nothing of the peer's is here that a close would turn into a reset.
             self.end(reason, false);
             return true;
         }
