@@ -5,8 +5,20 @@
     reason = "a test that fails may panic, and its threads and tasks are its own"
 )]
 
+mod accept;
+mod child;
+mod descriptors;
+mod drain;
 mod echo;
+mod frames;
+mod kernel;
+mod listen;
+mod peer;
 mod rpc;
+mod server;
+mod slow;
+mod soak;
+mod stack;
 #[path = "../support/mod.rs"]
 #[allow(
     dead_code,
@@ -14,3 +26,4 @@ mod rpc;
     reason = "each test binary uses its own part of it"
 )]
 mod support;
+mod unix;
