@@ -80,11 +80,17 @@ impl MeterLayer {
         }
     }
 
+    /// A handle to read what it counts.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.tally.clone()
+    }
+
     /// The layer, and a handle to read what it counts.
     #[must_use]
     pub fn pair(service: impl Into<String>) -> (Self, Tally) {
         let layer = Self::new(service);
-        let tally = layer.tally.clone();
+        let tally = layer.tally();
         (layer, tally)
     }
 }

@@ -41,6 +41,9 @@
 //! | the notice to leave | finishes what has begun to arrive, an orderly close; if idle, at once | `drain`, `age`, `served` |
 //! | reply late | a reset | `reply` |
 //!
+//! A handler that waits for something of its own (a long poll) is work under way, and waited for: it should wait for
+//! [`told_to_leave`](crate::ConnInfo::told_to_leave) beside it, and answer early.
+//!
 //! An orderly close ends our side, then reads on and discards, so that the last reply is not lost to a reset: until
 //! the peer ends its own, and at most as [`Linger`](crate::io::Linger) has it by default; for 1 s of silence while
 //! leaving, and 5 s in all after a late request.
