@@ -117,7 +117,9 @@ where
                 Ok(Ok((io, peer))) => self.spawn(io, peer, origin),
                 Ok(Err(error)) => match self.failed(&error) {
                     Next::Retry => {}
-                    Next::Wait(_) => sleep(self.backoff.pause()).await,
+                    // Only connections of our own free anything that we may wait for.
+                    Next::Wait(_) if self.live.len() > 0 => sleep(self.backoff.pause()).await,
+                    Next::Wait(_) => return,
                     Next::Stop => return,
                 },
                 Err(_) => return,
