@@ -98,21 +98,26 @@ where
     /// arriving. One that arrived a moment ago may not have been announced to us yet, so silence for a moment
     /// is the end of the queue, and not the first pending accept.
     async fn take_queue(&mut self, origin: &Arc<Origin>) {
-        let mut left = QUEUE_FOR;
-        while !left.is_zero() {
-            if poll_fn(|cx| self.service.poll_ready(cx))
-                .await
-                .is_err()
-            {
+        let mut patience = PATIENCE;
+        for _ in 0..QUEUE {
+            let ready = poll_fn(|cx| {
+                self.service
+                    .poll_ready(cx)
+                    .map(|ready| ready.is_ok())
+            });
+            if !ready.await || patience.is_zero() {
                 return;
             }
-            let begun = now();
+            let (begun, mut waited) = (now(), false);
             let accepting = poll_fn(|cx| {
                 let accepted = self.listener.poll_accept(cx);
+                waited |= accepted.is_pending();
                 accepted.map_ok(|(io, peer)| (io, peer.into()))
             });
             let accepted = timeout(SETTLED, accepting).await;
-            left = left.saturating_sub(now() - begun);
+            if waited {
+                patience = patience.saturating_sub(now() - begun);
+            }
             match accepted {
                 Ok(Ok((io, peer))) => self.spawn(io, peer, origin),
                 Ok(Err(error)) => match self.failed(&error) {
@@ -199,8 +204,11 @@ impl Burst {
     }
 }
 
-/// Spent on accepting at the most: a queue of thousands, and not a client that keeps on connecting.
-const QUEUE_FOR: Duration = Duration::from_millis(250);
+/// No kernel queues more by default.
+const QUEUE: usize = 4096;
+
+/// Spent waiting for the next one, in all: a client that goes on connecting does not keep the drain from it.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Long beside a handshake on a local network, short beside any drain.
 const SETTLED: Duration = Duration::from_millis(10);

@@ -144,6 +144,37 @@ async fn an_error_of_one_queued_connection_does_not_lose_those_behind_it_in_a_dr
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_queue_is_taken_whole_in_a_drain_however_slow_the_machine_is() {
+    let inner = Tcp::bind("127.0.0.1:0").await.unwrap();
+    let addr = inner.local_addr().unwrap();
+    let mut queued = Vec::new();
+    for _ in 0..100 {
+        let mut peer = Peer::connect(addr).await;
+        peer.send("hello").await;
+        queued.push(peer);
+    }
+
+    let stack = Settings::default().stack();
+    let serving = Server::new(Laborious { inner })
+        .serve(stack.service)
+        .with_graceful_shutdown(ready(()))
+        .into_future();
+    let serving = tokio::spawn(serving);
+
+    for mut peer in queued {
+        assert_eq!(peer.receive().await.unwrap(), b"hello");
+    }
+    assert_eq!(
+        soon(serving)
+            .await
+            .unwrap()
+            .unwrap()
+            .opened(),
+        100
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_listener_that_is_none_any_more_ends_the_server_in_order() {
     let (broken, _) = Faulty::bind(&[libc::EBADF]).await;
     let (healthy, addr) = Faulty::bind(&[]).await;
@@ -270,6 +301,25 @@ impl Listener for Exhausted {
         self.full.attempts.fetch_add(1, Relaxed);
         self.full.attempted.notify_one();
         Poll::Ready(Err(io::Error::from_raw_os_error(libc::EMFILE)))
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+}
+
+/// A listener on a machine with much else to do.
+struct Laborious {
+    inner: Tcp,
+}
+
+impl Listener for Laborious {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+        std::thread::sleep(Duration::from_millis(6));
+        self.inner.poll_accept(cx)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

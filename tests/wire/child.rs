@@ -257,6 +257,15 @@ impl Desk {
                 DONE.to_owned()
             }
             "report" => numbers(&self.report.recv().unwrap()),
+            "hog" => {
+                thread::spawn(|| {
+                    let mut held = Vec::new();
+                    loop {
+                        held.extend(File::open("/dev/null"));
+                    }
+                });
+                DONE.to_owned()
+            }
             _ => match command.split_once(": ") {
                 Some(("room", more)) => {
                     kernel::leave_room_for(more.parse().unwrap());

@@ -13,7 +13,10 @@ use crate::{
 
 /// Of the servers that run out of descriptors.
 pub(crate) fn settings() -> Settings {
-    Settings::default()
+    Settings {
+        drain: DRAIN,
+        ..Settings::default()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,6 +124,27 @@ async fn each_burst_of_failed_accepts_is_in_the_log_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_drain_does_not_wait_for_descriptors_that_nobody_of_its_own_has() {
+    let _machine = alone().await;
+    let mut server = Child::serve("descriptors");
+    let mut peer = Peer::connect(server.addr).await;
+    peer.call("hello").await.unwrap();
+
+    // Takes every descriptor there is, now and whenever one is freed.
+    leave_room(&mut server);
+    server.ask("hog");
+    let _queued = Peer::connect(server.addr).await;
+    while server.number("accept errors") == 0 {}
+    let report = server.drained();
+
+    assert_eq!(report["cut"], 0, "{report:?}");
+    assert!(
+        report["millis"] < DRAIN.as_millis() as u64 / 2,
+        "{report:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_raises_the_limit_of_its_process_as_far_as_it_may() {
     let hard = getrlimit(Resource::Nofile)
         .maximum
@@ -164,5 +188,6 @@ fn leave_room(server: &mut Child) {
     server.ask(&format!("room: {ROOM}"));
 }
 
+const DRAIN: Duration = Duration::from_secs(20);
 const ROOM: u64 = 8;
 const FAILED: &str = "warnings: accept failed";
