@@ -45,6 +45,8 @@ pub struct LengthDelimited {
     width: u8,
     little_endian: bool,
     skip_oversize: bool,
+    // The shorter way will do.
+    plain: bool,
 }
 
 impl LengthDelimited {
@@ -60,6 +62,7 @@ impl LengthDelimited {
             strip: 4,
             little_endian: false,
             skip_oversize: false,
+            plain: true,
             skipping: 0,
         }
     }
@@ -75,7 +78,7 @@ impl LengthDelimited {
         }
         self.width = bytes as u8;
         self.strip = self.offset + bytes as u16;
-        Ok(self)
+        Ok(self.settled())
     }
 
     /// This many bytes stand before the length field; a reply has zeros there. The header is stripped as a
@@ -90,7 +93,7 @@ impl LengthDelimited {
         }
         self.offset = bytes as u16;
         self.strip = self.offset + u16::from(self.width);
-        Ok(self)
+        Ok(self.settled())
     }
 
     /// The bytes behind the field are its value plus `adjust`: negative where the field counts itself or
@@ -98,7 +101,7 @@ impl LengthDelimited {
     #[must_use]
     pub fn adjust(mut self, adjust: i64) -> Self {
         self.adjust = adjust;
-        self
+        self.settled()
     }
 
     /// This many bytes are taken off the front of each frame, counted from its very beginning. Set it after
@@ -112,14 +115,14 @@ impl LengthDelimited {
             return Err(ConfigError::new("strip", "must be at most 4096 bytes"));
         }
         self.strip = bytes as u16;
-        Ok(self)
+        Ok(self.settled())
     }
 
     /// The least significant byte comes first. Default: last.
     #[must_use]
     pub fn little_endian(mut self) -> Self {
         self.little_endian = true;
-        self
+        self.settled()
     }
 
     /// Discards a frame over the limit as it comes in, and goes on with the next. The error is given once, as
@@ -187,12 +190,36 @@ impl LengthDelimited {
         Ok(Some(frame))
     }
 
-    /// Whether the header is the one that most protocols have, and for which there is a shorter way.
-    #[inline]
-    fn is_plain(&self) -> bool {
-        (self.width, self.offset, self.strip) == (4, 0, 4)
+    /// The same, with it known whether the header is the one that most protocols have.
+    fn settled(mut self) -> Self {
+        self.plain = (self.width, self.offset, self.strip) == (4, 0, 4)
             && self.adjust == 0
-            && !self.little_endian
+            && !self.little_endian;
+        self
+    }
+
+    #[inline(never)]
+    fn encode_any(&self, frame: &[u8], out: &mut BytesMut) -> Result<(), CodecError> {
+        let length = frame.len() as u64;
+        if frame.len() > self.max {
+            return Err(self.too_long(length));
+        }
+        let negated = self.adjust.checked_neg();
+        let Some(value) = negated.and_then(|adjust| length.checked_add_signed(adjust)) else {
+            return Err(CodecError::BadLength { value: length });
+        };
+        if value > u64::MAX >> (64 - 8 * u32::from(self.width)) {
+            return Err(self.too_long(length));
+        }
+        out.reserve(self.header() + frame.len());
+        out.put_bytes(0, self.offset.into());
+        if self.little_endian {
+            out.put_uint_le(value, self.width.into());
+        } else {
+            out.put_uint(value, self.width.into());
+        }
+        out.extend_from_slice(frame);
+        Ok(())
     }
 
     fn too_long(&self, length: u64) -> CodecError {
@@ -216,7 +243,7 @@ impl Decoder for LengthDelimited {
 
     #[inline]
     fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, CodecError> {
-        if self.is_plain() && self.skipping == 0 {
+        if self.plain && self.skipping == 0 {
             let Some(field) = input.first_chunk() else {
                 return Ok(None);
             };
@@ -259,29 +286,14 @@ impl<T: AsRef<[u8]>> Encoder<T> for LengthDelimited {
     #[inline]
     fn encode(&mut self, frame: T, out: &mut BytesMut) -> Result<(), CodecError> {
         let frame = frame.as_ref();
-        let length = frame.len() as u64;
-        if frame.len() > self.max {
-            return Err(self.too_long(length));
-        }
-        let negated = self.adjust.checked_neg();
-        let Some(value) = negated.and_then(|adjust| length.checked_add_signed(adjust)) else {
-            return Err(CodecError::BadLength { value: length });
-        };
-        if value > u64::MAX >> (64 - 8 * u32::from(self.width)) {
-            return Err(self.too_long(length));
-        }
-        out.reserve(self.header() + frame.len());
-        if self.is_plain() {
-            out.put_u32(value as u32);
-        } else {
-            out.put_bytes(0, self.offset.into());
-            if self.little_endian {
-                out.put_uint_le(value, self.width.into());
-            } else {
-                out.put_uint(value, self.width.into());
+        match u32::try_from(frame.len()) {
+            Ok(length) if self.plain && frame.len() <= self.max => {
+                out.reserve(4 + frame.len());
+                out.extend_from_slice(&length.to_be_bytes());
+                out.extend_from_slice(frame);
+                Ok(())
             }
+            _ => self.encode_any(frame, out),
         }
-        out.extend_from_slice(frame);
-        Ok(())
     }
 }
