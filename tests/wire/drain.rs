@@ -99,8 +99,9 @@ async fn the_silent_and_the_idle_leave_at_once_and_the_one_that_stopped_reading_
     server.handle.shutdown();
     assert_eq!(silent.end().await, (0, End::Closed));
     assert_eq!(idle.end().await, (0, End::Closed));
-    assert_eq!(server.handle.open(), 1, "gone before the deadline");
-    assert!(begun.elapsed() < grace);
+    // The peer sees the end a moment before the server has counted it.
+    until(|| server.handle.open() == 1).await;
+    assert!(begun.elapsed() < grace, "gone at the deadline only");
     let report = server.report().await;
 
     assert!(begun.elapsed() >= grace);
