@@ -154,9 +154,10 @@ async fn a_handler_that_panics_as_often_as_there_are_places_leaves_every_place_f
 async fn a_raw_service_may_panic_in_its_call_in_its_future_and_in_its_drop() {
     let listener = Tcp::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let turn = Arc::new(AtomicU64::new(0));
+    let turns = Arc::new(AtomicU64::new(0));
+    let taken = Arc::clone(&turns);
     let service = service_fn(move |conn: Conn<TcpStream>| {
-        let turn = turn.fetch_add(1, Relaxed);
+        let turn = taken.fetch_add(1, Relaxed);
         if turn == 0 {
             resume_unwind(Box::new("in the call"));
         }
@@ -179,7 +180,7 @@ async fn a_raw_service_may_panic_in_its_call_in_its_future_and_in_its_drop() {
         assert_eq!(Peer::connect(addr).await.end().await, (0, End::Closed));
     }
     let _open = Peer::connect(addr).await;
-    until(|| server.handle.open() == 1).await;
+    until(|| turns.load(Relaxed) == 4).await;
     server.handle.cut();
 
     let report = soon(server.serving)
