@@ -221,9 +221,9 @@ async fn a_descriptor_freed_right_after_a_failed_accept_is_noticed_before_the_wa
     let mut queued = Peer::connect(addr).await;
     queued.send("at last").await;
 
-    // It waits 0.4 s, 0.8 s, 1.6 s; and then 3.2 s.
+    // It waits 0.4 s, 0.8 s, 1.6 s, 3.2 s; and then 6.4 s.
     soon(async {
-        while full.attempts.load(Relaxed) < 4 {
+        while full.attempts.load(Relaxed) < 5 {
             full.attempted.notified().await;
         }
     })
@@ -234,7 +234,7 @@ async fn a_descriptor_freed_right_after_a_failed_accept_is_noticed_before_the_wa
     assert_eq!(queued.receive().await.unwrap(), b"at last");
 
     assert!(
-        freed.elapsed() < Duration::from_millis(2400),
+        freed.elapsed() < Duration::from_secs(5),
         "{:?}",
         freed.elapsed()
     );

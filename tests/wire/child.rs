@@ -173,13 +173,14 @@ fn serves_for_a_test_in_another_process() {
     }
     runtime.unwrap().block_on(async {
         let settings = settings_of(&role);
-        let drain = settings.drain;
+        let (drain, backoff) = (settings.drain, settings.backoff.clone());
         let listener = Tcp::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let stack = settings.stack();
         let mut serve = Server::new(listener)
             .serve(stack.service)
-            .drain_for(drain);
+            .drain_for(drain)
+            .backoff(backoff);
         if watched {
             serve = serve.keep_descriptor_limit();
         }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::{task::JoinHandle, time::sleep};
 use tower::{Service, ServiceBuilder};
 use tower_net::{
-    Conn, Report, Serve, ServeError, ServeFuture, Server, ServerHandle,
+    Backoff, Conn, Report, Serve, ServeError, ServeFuture, Server, ServerHandle,
     deadline::{DeadlineLayer, Deadlines},
     error::BoxError,
     frame::{FrameError, FrameLayer, Framing, LengthDelimited, Request},
@@ -35,6 +35,7 @@ pub(crate) struct Settings {
     pub(crate) max_frame: usize,
     pub(crate) skip_oversize: bool,
     pub(crate) drain: Duration,
+    pub(crate) backoff: Backoff,
 }
 
 impl Default for Settings {
@@ -57,6 +58,7 @@ impl Default for Settings {
             max_frame: 4 << 20,
             skip_oversize: false,
             drain: FAR,
+            backoff: Backoff::default(),
         }
     }
 }
@@ -106,11 +108,12 @@ impl Settings {
 
     pub(crate) fn start_on(self, listener: Tcp) -> Running {
         let addr = listener.local_addr().unwrap();
-        let drain = self.drain;
+        let (drain, backoff) = (self.drain, self.backoff.clone());
         let stack = self.stack();
         let serve = Server::new(listener)
             .serve(stack.service)
-            .drain_for(drain);
+            .drain_for(drain)
+            .backoff(backoff);
         Running::spawn(addr, serve, stack.tally, stack.places)
     }
 }
