@@ -3,6 +3,7 @@
 #[macro_use]
 mod macros;
 
+pub(crate) mod client_hello;
 pub mod error;
 pub mod io;
 pub(crate) mod time;

@@ -57,6 +57,11 @@ impl Timer {
         }
     }
 
+    /// Whether it was ever armed.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.sleep.is_some()
+    }
+
     /// Whether the time has come, without a poll: nobody will be woken for it.
     pub(crate) fn has_gone_off(&self) -> bool {
         self.sleep

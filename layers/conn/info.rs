@@ -14,7 +14,13 @@ use tracing::Span;
 
 use crate::{
     base::time::now,
-    conn::{Addr, CloseReason, ending::Ending, waits::Waits},
+    conn::{
+        Addr, CloseReason, Safeguard,
+        ending::Ending,
+        facts::Facts,
+        safeguard::Safeguards,
+        waits::{NEVER, Waits},
+    },
 };
 
 /// The number of a connection, unique while the process lives.
@@ -51,8 +57,6 @@ pub struct ConnInfo {
     wire_peer: Addr,
     origin: Arc<Origin>,
     accepted_at: Instant,
-    // Boxed, as most connections have no proxy in front.
-    peer: OnceLock<Box<Addr>>,
     span: OnceLock<Span>,
     /// Bytes, as the outermost meter sees them.
     read: AtomicU64,
@@ -60,8 +64,14 @@ pub struct ConnInfo {
     metered: AtomicBool,
     pub(crate) ending: Ending,
     pub(crate) waits: Waits,
-    extensions: OnceLock<Box<Mutex<Extensions>>>,
+    pub(crate) facts: Facts,
+    pub(crate) passed: Safeguards,
+    /// When the first of its handshakes began, while they are under way.
+    pub(crate) handshake_since: AtomicU64,
 }
+
+/// Who the client is, as a trusted proxy has it.
+struct Announced(Addr);
 
 /// What all connections of one listener have in common.
 #[derive(Debug, Default)]
@@ -86,14 +96,15 @@ impl ConnInfo {
             wire_peer,
             origin,
             accepted_at: now(),
-            peer: OnceLock::new(),
             span: OnceLock::new(),
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
             metered: AtomicBool::new(false),
             ending: Ending::new(),
             waits: Waits::new(),
-            extensions: OnceLock::new(),
+            facts: Facts::default(),
+            passed: Safeguards::default(),
+            handshake_since: AtomicU64::new(NEVER),
         }
     }
 
@@ -106,16 +117,15 @@ impl ConnInfo {
     /// The client: as announced by a trusted proxy, or else the address on the socket.
     #[must_use]
     pub fn peer(&self) -> &Addr {
-        self.peer
+        self.facts
             .get()
-            .map_or(&self.wire_peer, |peer| peer)
+            .map_or(&self.wire_peer, |Announced(peer)| peer)
     }
 
     /// Says who the client is, on the word of a proxy that is trusted. Only the first word counts.
     pub fn announce_peer(&self, peer: impl Into<Addr>) {
         // A second announcement is ignored: what was counted under the first name stays with it.
-        self.peer
-            .get_or_init(|| Box::new(peer.into()));
+        self.facts.add(Announced(peer.into()));
     }
 
     /// The address on the socket, which is a proxy's if there is one in front.
@@ -190,10 +200,9 @@ impl ConnInfo {
     ///
     /// The way out for what the typed fields do not know; takes a lock.
     pub fn insert<T: Any + Send + Sync>(&self, value: T) {
-        let map = self
-            .extensions
-            .get_or_init(Box::default);
-        let mut map = map
+        let mut map = self
+            .facts
+            .add(Mutex::<Extensions>::default())
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         map.insert(TypeId::of::<T>(), Box::new(value));
@@ -202,13 +211,19 @@ impl ConnInfo {
     /// A copy of the fact of type `T`, if there is one; takes a lock.
     #[must_use]
     pub fn get<T: Any + Clone>(&self) -> Option<T> {
-        let map = self.extensions.get()?;
+        let map = self.facts.get::<Mutex<Extensions>>()?;
         let map = map
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         map.get(&TypeId::of::<T>())?
             .downcast_ref()
             .cloned()
+    }
+
+    /// Whether the connection has passed a guard of the production checklist.
+    #[must_use]
+    pub fn has_passed(&self, safeguard: Safeguard) -> bool {
+        self.passed.has(safeguard)
     }
 
     /// Whether the caller is the first meter, whose counts are the connection's own.

@@ -1,26 +1,37 @@
 //! The connection, what is known of it, and how it ends.
 
 mod addr;
+mod admission;
 mod connection;
 mod control;
 mod deadline;
 mod elapsed;
 mod ending;
+mod facts;
+pub(crate) mod handshakes;
 mod info;
+pub(crate) mod networks;
 mod progress;
 mod reason;
+pub(crate) mod refusals;
+pub(crate) mod safeguard;
+pub(crate) mod staged;
 pub(crate) mod turn;
 pub(crate) mod waits;
 pub(crate) mod watch;
 
 pub use self::{
     addr::Addr,
+    admission::Admission,
     connection::Conn,
     control::Suspended,
     deadline::Deadline,
     elapsed::Elapsed,
+    handshakes::{Handshakes, TooManyHandshakes},
     info::{ConnId, ConnInfo},
+    networks::Networks,
     reason::CloseReason,
+    safeguard::Safeguard,
 };
 pub(crate) use self::{
     connection::reset_on_drop,

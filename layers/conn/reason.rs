@@ -33,16 +33,28 @@ reasons! {
     Aborted = "aborted",
     /// It reached its maximum age and left, or was cut after the grace.
     Age = "age",
+    /// The peer opens connections faster than it may.
+    ConnectRate = "connect_rate",
     /// It was still open when the drain's time was up.
     Cut = "cut",
+    /// Its first bytes are of no protocol that is served here, or did not say of which in time.
+    Detect = "detect",
     /// It left, in order, because the server drains.
     Drain = "drain",
     /// The request-level service failed, and there was no reply to send for it.
     Error = "error",
-    /// No byte came within the first-byte deadline.
+    /// Its network is not let in.
+    Filter = "filter",
+    /// No byte came within the first-byte deadline, or while a PROXY header or a handshake was due.
     FirstByte = "first_byte",
     /// A handler took longer than the handler deadline.
     Handler = "handler",
+    /// A TLS handshake was begun and not finished in time.
+    Handshake = "handshake",
+    /// A TLS handshake failed.
+    HandshakeFailed = "handshake_failed",
+    /// Too many handshakes were under way.
+    HandshakeLimit = "handshake_limit",
     /// Nothing moved for the idle timeout, between requests.
     Idle = "idle",
     /// The connection limit was reached.
@@ -55,8 +67,18 @@ reasons! {
     Panic = "panic",
     /// The peer closed the connection.
     Peer = "peer",
+    /// Its peer has too many connections open.
+    PerPeerLimit = "per_peer_limit",
+    /// The process is short of descriptors, memory or time.
+    Pressure = "pressure",
     /// The peer broke the protocol.
     Protocol = "protocol",
+    /// What should be a PROXY header is none, or comes from where none may come from.
+    ProxyHeader = "proxy_header",
+    /// A PROXY header was begun and not finished in time.
+    ProxyTimeout = "proxy_timeout",
+    /// It was idle, and made room when the process was short of something.
+    Reclaimed = "reclaimed",
     /// A reply was not written within the reply deadline.
     Reply = "reply",
     /// A request was not complete within the request deadline.
@@ -71,21 +93,45 @@ reasons! {
 }
 
 impl CloseReason {
-    /// Whether the close is a reset: for a peer that will not read, what is unsent is not worth keeping.
+    /// Whether the close is a reset: of a connection that is refused before anything is read, or of a peer that
+    /// will not read, for whom what is unsent is not worth keeping.
     #[must_use]
     pub fn resets(self) -> bool {
+        self.is_refusal()
+            || matches!(
+                self,
+                Self::Cut | Self::MinRate | Self::Reply | Self::WriteStall
+            )
+    }
+
+    /// Whether the connection was turned away by a limit or rule before it was served.
+    #[must_use]
+    pub fn is_refusal(self) -> bool {
         matches!(
             self,
-            Self::Cut | Self::Limit | Self::MinRate | Self::Reply | Self::WriteStall
+            Self::ConnectRate
+                | Self::Filter
+                | Self::HandshakeLimit
+                | Self::Limit
+                | Self::PerPeerLimit
+                | Self::Pressure
         )
     }
 
     /// Whether the reason is a peer's or our own fault, and worth more than a debug line.
+    ///
+    /// A handshake that fails is mostly a probe's: the layer itself tells those apart that are worth a line.
     #[must_use]
     pub fn is_fault(self) -> bool {
         !matches!(
             self,
-            Self::Age | Self::Drain | Self::Idle | Self::Peer | Self::Served
+            Self::Age
+                | Self::Drain
+                | Self::HandshakeFailed
+                | Self::Idle
+                | Self::Peer
+                | Self::Reclaimed
+                | Self::Served
         )
     }
 

@@ -60,7 +60,7 @@ use tower_service::Service;
 
 use crate::{
     base::io::Io,
-    conn::{CloseReason, Conn, ConnInfo},
+    conn::{CloseReason, Conn, ConnInfo, Safeguard},
 };
 
 /// Counts the connections and bytes of a service. See the [module](self).
@@ -210,6 +210,7 @@ impl Open {
             .metrics
             .active
             .increment(1.0);
+        info.passed.mark(Safeguard::Meter);
         Self {
             own: info.claim_bytes(),
             tally: tally.clone(),

@@ -1,6 +1,7 @@
 //! The layers: siblings of one shape, none of which uses another.
 
 pub mod deadline;
+pub mod filter;
 pub mod frame;
 pub mod limit;
 pub mod meter;

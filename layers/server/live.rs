@@ -17,7 +17,10 @@ use tokio::{
 use crate::{
     base::time::now,
     conn::{CloseReason, ConnInfo},
-    server::report::{Counts, Straggler},
+    server::{
+        checklist::Passed,
+        report::{Counts, Straggler},
+    },
 };
 
 /// How far a server has come.
@@ -37,6 +40,7 @@ pub(crate) struct Live {
     /// A connection ended, while somebody waits for that.
     ended: Notify,
     watched: AtomicBool,
+    pub(crate) passed: Passed,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +66,7 @@ impl Live {
             draining_since: OnceLock::new(),
             ended: Notify::new(),
             watched: AtomicBool::new(false),
+            passed: Passed::default(),
         })
     }
 
@@ -136,6 +141,11 @@ impl Live {
             .accept_errors
             .entry(kind)
             .or_default() += 1;
+    }
+
+    /// Every connection that is open.
+    pub(crate) fn open_connections(&self) -> Vec<Arc<ConnInfo>> {
+        self.mark(|_, _| ())
     }
 
     /// Tells every connection to leave.
@@ -220,7 +230,7 @@ pub(crate) struct Alive {
 impl Drop for Alive {
     fn drop(&mut self) {
         let draining = self.live.phase() >= Phase::Draining;
-        let entry = {
+        let (entry, reason) = {
             let mut open = self.live.lock();
             let entry = open.connections.remove(self.key);
             let reason = entry.info.ending.settle();
@@ -233,8 +243,11 @@ impl Drop for Alive {
                     _ => counts.idle += 1,
                 }
             }
-            entry
+            (entry, reason)
         };
+        self.live
+            .passed
+            .end(&entry.info, reason);
         // Without the lock: facts that a user has put there may do anything when they are dropped.
         drop(entry);
         if self.live.watched.load(Ordering::SeqCst) {

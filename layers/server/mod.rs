@@ -2,6 +2,7 @@
 
 mod accept;
 mod backoff;
+mod checklist;
 mod connection;
 mod descriptors;
 mod drain;
@@ -13,6 +14,7 @@ mod serve;
 
 pub use self::{
     backoff::{AcceptError, Backoff, Next},
+    checklist::Checklist,
     descriptors::{Descriptors, open_descriptors, raise_descriptor_limit},
     report::{Report, Straggler},
     serve::{Serve, ServeCause, ServeError, ServeFuture, Server, ServerHandle},

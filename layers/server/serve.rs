@@ -16,9 +16,9 @@ use crate::{
     base::{
         error::{BoxError, NoTimer},
         io::Io,
-        time::require_driver,
+        time::{FOREVER, require_driver},
     },
-    conn::{Addr, CloseReason, Conn},
+    conn::{Addr, CloseReason, Conn, Safeguard},
     edge::listen::Tcp,
     server::{
         accept::Acceptor,
@@ -207,9 +207,18 @@ where
     require_driver()?;
     if serve.raise_descriptors {
         match descriptors::raise_descriptor_limit() {
-            Ok(limit) => tracing::debug!(limit = limit.soft(), "descriptor limit raised"),
+            Ok(limit) => {
+                tracing::debug!(limit = limit.soft(), "descriptor limit raised");
+                serve
+                    .live
+                    .passed
+                    .mark(Safeguard::Descriptors);
+            }
             Err(error) => tracing::warn!(%error, "descriptor limit not raised"),
         }
+    }
+    if serve.grace < FOREVER {
+        serve.live.passed.mark(Safeguard::Drain);
     }
     let live = serve.live;
     let cut_on_drop = CutOnDrop(Arc::clone(&live));
@@ -299,7 +308,7 @@ impl Future for ServeFuture {
 /// Ends a server from elsewhere; see [`Serve::handle`].
 #[derive(Debug, Clone)]
 pub struct ServerHandle {
-    live: Arc<Live>,
+    pub(super) live: Arc<Live>,
 }
 
 impl ServerHandle {

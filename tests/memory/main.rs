@@ -9,11 +9,13 @@
     reason = "a test that cannot go on has failed, in its helpers as well"
 )]
 
+mod checklist;
 mod conn;
 mod deadline;
 mod deadline_handle;
 mod deadline_settings;
 mod error;
+mod filter;
 mod frame;
 mod frame_account;
 mod frame_codec;

@@ -69,10 +69,10 @@ use crate::{
     base::{
         error::{BoxError, ConfigError},
         io::Io,
-        time::KeepsTime,
+        time::{FOREVER, KeepsTime},
     },
     conn::{
-        Conn, ConnInfo,
+        Conn, ConnInfo, Safeguard,
         turn::Turn,
         watch::{Limits, Verdict, Watch},
     },
@@ -155,6 +155,17 @@ where
     fn call(&mut self, conn: Conn<I>) -> DeadlineFuture<S::Future> {
         let info = Arc::clone(conn.info());
         info.waits.watched.set(true);
+        info.handshakes_done();
+        let limits = &self.shared.limits;
+        for (limit, safeguard) in [
+            (limits.first_byte, Safeguard::FirstByte),
+            (limits.idle, Safeguard::Idle),
+            (limits.write_stall, Safeguard::WriteStall),
+        ] {
+            if limit < FOREVER {
+                info.passed.mark(safeguard);
+            }
+        }
         let for_io = Arc::clone(&info);
         DeadlineFuture {
             inner: Some(

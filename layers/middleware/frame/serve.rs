@@ -158,7 +158,12 @@ where
 
     fn call(&mut self, conn: Conn<I>) -> FrameFuture<I, S, C, L> {
         // With a watch above, the deadlines of requests are kept there: one timer a connection.
-        let watched = conn.info().waits.watched.get();
+        let info = conn.info();
+        info.handshakes_done();
+        for safeguard in self.shared.framing.safeguards() {
+            info.passed.mark(safeguard);
+        }
+        let watched = info.waits.watched.get();
         let limits = &self.shared.no_limits;
         FrameFuture {
             watch: (!watched).then(|| Box::pin(Watch::new(Arc::clone(limits)))),

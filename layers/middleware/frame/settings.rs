@@ -1,6 +1,9 @@
 use std::time::Duration;
 
-use crate::base::error::ConfigError;
+use crate::{
+    base::{error::ConfigError, time::FOREVER},
+    conn::Safeguard,
+};
 
 /// How a [`FrameLayer`](crate::frame::FrameLayer) treats requests; each setter says what it bounds.
 #[derive(Debug, Clone)]
@@ -113,6 +116,20 @@ impl Framing {
             }
         }
         Ok(())
+    }
+
+    /// What it keeps a connection from, for the checklist.
+    pub(super) fn safeguards(&self) -> impl Iterator<Item = Safeguard> {
+        [
+            // Whatever the codec allows, no more than `max_buffered` is taken.
+            (Duration::ZERO, Safeguard::FrameCap),
+            (self.handler, Safeguard::Handler),
+            (self.reply, Safeguard::Reply),
+            (self.request, Safeguard::Request),
+        ]
+        .into_iter()
+        .filter(|(limit, _)| *limit < FOREVER)
+        .map(|(_, safeguard)| safeguard)
     }
 
     /// Where reading resumes: far enough below the high-water mark to not flap at each write.

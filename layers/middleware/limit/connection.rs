@@ -26,7 +26,7 @@ use crate::{
         io::{GuardedIo, Io},
         time::KeepsTime,
     },
-    conn::{CloseReason, Conn},
+    conn::{CloseReason, Conn, Safeguard},
 };
 
 /// What becomes of the connection that is one too many.
@@ -208,6 +208,8 @@ where
                 limit: self.shared.limit,
             };
         };
+        let passed = &conn.info().passed;
+        passed.mark(Safeguard::ConnectionLimit);
         let conn = conn.map_io(|io| GuardedIo::new(io, Place { _permit: place }));
         ConnectionLimitFuture::Admitted {
             inner: self.inner.call(conn),

@@ -1,0 +1,462 @@
+//! Peers that have connected and not yet said who they are: how many at once, and for how long.
+//!
+//! # Invariants
+//!
+//! - At most `at_once` tickets count, but for a dry run.
+//! - A ticket counts from its beginning until it is dropped, or taken over by a newcomer: never twice.
+//! - Nobody is woken under the lock.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fmt, io,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use metrics::{Counter, Gauge, gauge};
+use pin_project_lite::pin_project;
+
+use crate::{
+    base::{
+        error::{ConfigError, NoTimer},
+        time::{FOREVER, KeepsTime, Timer, now},
+    },
+    conn::{
+        CloseReason, ConnInfo, Elapsed,
+        refusals::{Refusals, spared},
+        turn::Turn,
+        waits::{NEVER, plus},
+    },
+};
+
+/// How many handshakes may be under way at once, and how long each may take: one setting, since a number
+/// without a time would let the first so many silent peers keep everybody else out.
+///
+/// A handshake is whatever a peer must say before it is served: a PROXY header, a TLS handshake. Layers that
+/// are given clones of one `Handshakes` count together, and a connection that goes through several of them has
+/// one time for all, which begins at the first.
+///
+/// At the limit, a peer that has not yet said all of its first message makes room: the one that has kept us
+/// waiting for longest is closed. So the silent cannot keep out those who speak. Only if all under way are at
+/// work is the newcomer reset. Both are counted as [`CloseReason::HandshakeLimit`].
+///
+/// The default is 256 at once, within 10 s each.
+#[derive(Debug, Clone)]
+pub struct Handshakes {
+    shared: Arc<Shared>,
+    dry_run: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    at_once: usize,
+    within: Duration,
+    pending: Gauge,
+    keeps_time: KeepsTime,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    pending: usize,
+    /// The number of the next one.
+    next: u64,
+    /// Those who have not said all of their first message, the oldest first.
+    waiting: BTreeMap<u64, Arc<Slot>>,
+}
+
+/// One that can be made to leave.
+#[derive(Debug)]
+struct Slot {
+    info: Arc<ConnInfo>,
+    evicted: AtomicBool,
+}
+
+impl Handshakes {
+    /// At most `at_once`, each `within` a time.
+    ///
+    /// # Errors
+    ///
+    /// One of them is zero, or the time is for ever.
+    pub fn new(at_once: usize, within: Duration) -> Result<Self, ConfigError> {
+        if at_once == 0 {
+            return Err(ConfigError::zero("handshakes"));
+        }
+        if within.is_zero() {
+            return Err(ConfigError::zero("handshake_deadline"));
+        }
+        if within >= FOREVER {
+            let problem = "must be a time that passes: a number alone keeps nobody safe";
+            return Err(ConfigError::new("handshake_deadline", problem));
+        }
+        Ok(Self::unchecked(at_once, within))
+    }
+
+    fn unchecked(at_once: usize, within: Duration) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                at_once,
+                within,
+                pending: gauge!("tower_net_handshakes_pending"),
+                keeps_time: KeepsTime::default(),
+                table: Mutex::default(),
+            }),
+            dry_run: false,
+        }
+    }
+
+    /// Only counts what it would have refused or ended. Then neither the number nor the time is bounded.
+    /// Default: off.
+    #[must_use]
+    pub fn dry_run(mut self, on: bool) -> Self {
+        self.dry_run = on;
+        self
+    }
+
+    /// How many are under way.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.shared.lock().pending
+    }
+
+    /// How many there may be.
+    #[must_use]
+    pub fn at_once(&self) -> usize {
+        self.shared.at_once
+    }
+
+    /// How long each may take.
+    #[must_use]
+    pub fn within(&self) -> Duration {
+        self.shared.within
+    }
+}
+
+impl Default for Handshakes {
+    fn default() -> Self {
+        Self::unchecked(AT_ONCE, WITHIN)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One kind of handshake under these limits: what a layer keeps.
+#[derive(Debug, Clone)]
+pub(crate) struct HandshakeLimit {
+    handshakes: Handshakes,
+    refusals: Refusals,
+    /// What one that is late after its first byte ends for.
+    slow: CloseReason,
+    spared_silent: Counter,
+    spared_slow: Counter,
+}
+
+impl HandshakeLimit {
+    /// One that is not done in time ends for `slow`, or for its missing first byte.
+    pub(crate) fn new(handshakes: Handshakes, slow: CloseReason) -> Self {
+        let mut refusals = Refusals::new(CloseReason::HandshakeLimit);
+        refusals.dry_run(handshakes.dry_run);
+        Self {
+            handshakes,
+            refusals,
+            slow,
+            spared_silent: spared(CloseReason::FirstByte),
+            spared_slow: spared(slow),
+        }
+    }
+
+    /// Checks that the runtime can keep time.
+    pub(crate) fn check_time(&self) -> Result<(), NoTimer> {
+        self.handshakes
+            .shared
+            .keeps_time
+            .check()
+    }
+
+    /// Begins a handshake of a connection.
+    pub(crate) fn begin(&self, info: &Arc<ConnInfo>) -> Result<Ticket, TooManyHandshakes> {
+        let shared = &self.handshakes.shared;
+        let slot = Arc::new(Slot {
+            info: Arc::clone(info),
+            evicted: AtomicBool::new(false),
+        });
+        let (number, evicted) = {
+            let mut table = shared.lock();
+            let mut evicted = None;
+            if table.pending >= shared.at_once && !self.refusals.is_dry_run() {
+                evicted = table.waiting.pop_first();
+                match &evicted {
+                    Some((_, slot)) => slot.evicted.store(true, Relaxed),
+                    None => {
+                        drop(table);
+                        self.refusals.refuse();
+                        return Err(TooManyHandshakes {
+                            at_once: shared.at_once,
+                        });
+                    }
+                }
+            } else {
+                if table.pending >= shared.at_once {
+                    self.refusals.refuse();
+                }
+                table.pending += 1;
+                shared.pending.increment(1.0);
+            }
+            let number = table.next;
+            table.next += 1;
+            table
+                .waiting
+                .insert(number, Arc::clone(&slot));
+            (number, evicted)
+        };
+        if let Some((_, slot)) = evicted {
+            self.refusals.refuse();
+            slot.info.ending.wake();
+        }
+        Ok(Ticket {
+            shared: Arc::clone(shared),
+            slot,
+            number,
+            spoke: AtomicBool::new(false),
+        })
+    }
+
+    /// Runs a handshake within its limits.
+    pub(crate) fn run<F: Future>(&self, ticket: Arc<Ticket>, handshake: F) -> Running<'_, F> {
+        let by = plus(
+            ticket.slot.info.handshake_since(),
+            self.handshakes.shared.within,
+        );
+        Running {
+            limit: self,
+            ticket,
+            by,
+            timer: Timer::default(),
+            handshake,
+        }
+    }
+}
+
+/// A handshake under way.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    shared: Arc<Shared>,
+    slot: Arc<Slot>,
+    number: u64,
+    spoke: AtomicBool,
+}
+
+impl Ticket {
+    /// The peer has sent something.
+    pub(crate) fn spoke(&self) {
+        self.spoke.store(true, Relaxed);
+    }
+
+    /// The peer's first message is here as a whole: from now on it makes room for nobody.
+    pub(crate) fn heard(&self) {
+        self.spoke();
+        self.shared
+            .lock()
+            .waiting
+            .remove(&self.number);
+    }
+
+    fn has_spoken(&self) -> bool {
+        self.spoke.load(Relaxed)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut table = self.shared.lock();
+        // Of one that was evicted the place is the newcomer's now.
+        if !self.slot.evicted.load(Relaxed) {
+            table.waiting.remove(&self.number);
+            table.pending -= 1;
+            self.shared.pending.decrement(1.0);
+        }
+    }
+}
+
+pin_project! {
+    /// A handshake, until it is done, late, evicted, or not begun when the server drains.
+    #[must_use = "futures do nothing unless polled"]
+    pub(crate) struct Running<'a, F> {
+        limit: &'a HandshakeLimit,
+        ticket: Arc<Ticket>,
+        by: u64,
+        #[pin]
+        timer: Timer,
+        #[pin]
+        handshake: F,
+    }
+}
+
+impl<F: Future> Future for Running<'_, F> {
+    type Output = Result<F::Output, Unfinished>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let info = &this.ticket.slot.info;
+        // Whoever evicts or drains wakes the connection's task.
+        let _turn = Turn::take(cx, info);
+        if let Poll::Ready(done) = this.handshake.poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        let spoke = this.ticket.has_spoken();
+        if this.ticket.slot.evicted.load(Relaxed) {
+            return Poll::Ready(Err(Unfinished::Evicted));
+        }
+        if let Some(reason) = info.ending.leaving().filter(|_| !spoke) {
+            return Poll::Ready(Err(Unfinished::Left(reason)));
+        }
+        if *this.by == NEVER {
+            return Poll::Pending;
+        }
+        if !this.timer.is_armed() {
+            if let Some(at) = info.instant(*this.by) {
+                this.timer.as_mut().arm(at);
+            }
+        }
+        if this
+            .timer
+            .as_mut()
+            .poll(cx)
+            .is_pending()
+        {
+            return Poll::Pending;
+        }
+        if this.limit.refusals.is_dry_run() {
+            *this.by = NEVER;
+            let spared = if spoke {
+                &this.limit.spared_slow
+            } else {
+                &this.limit.spared_silent
+            };
+            spared.increment(1);
+            return Poll::Pending;
+        }
+        let which = if spoke {
+            this.limit.slow
+        } else {
+            CloseReason::FirstByte
+        };
+        let within = this.limit.handshakes.shared.within;
+        Poll::Ready(Err(Unfinished::Elapsed(Elapsed::new(which, Some(within)))))
+    }
+}
+
+/// Why a handshake was ended before it was done.
+#[derive(Debug)]
+pub(crate) enum Unfinished {
+    /// It was not done in time.
+    Elapsed(Elapsed),
+    /// It made room for another.
+    Evicted,
+    /// The peer had said nothing when the connection was told to leave.
+    Left(CloseReason),
+}
+
+impl Unfinished {
+    /// What the connection ends with.
+    pub(crate) fn reason(&self) -> CloseReason {
+        match self {
+            Self::Elapsed(elapsed) => elapsed.which(),
+            Self::Evicted => CloseReason::HandshakeLimit,
+            Self::Left(reason) => *reason,
+        }
+    }
+}
+
+impl fmt::Display for Unfinished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Elapsed(elapsed) => elapsed.fmt(f),
+            Self::Evicted => f.write_str("made room for another handshake"),
+            Self::Left(_) => f.write_str("told to leave before it said anything"),
+        }
+    }
+}
+
+impl Error for Unfinished {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Elapsed(elapsed) => Some(elapsed),
+            Self::Evicted | Self::Left(_) => None,
+        }
+    }
+}
+
+/// Too many handshakes are under way, and none of them is waiting for its peer's first message.
+///
+/// Nothing was started, so the peer may safely try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooManyHandshakes {
+    at_once: usize,
+}
+
+impl TooManyHandshakes {
+    /// The limit that was reached.
+    #[must_use]
+    pub fn at_once(&self) -> usize {
+        self.at_once
+    }
+
+    /// Whether the refused work was never begun: always.
+    #[must_use]
+    pub fn never_started(&self) -> bool {
+        true
+    }
+}
+
+impl fmt::Display for TooManyHandshakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} handshakes are under way already", self.at_once)
+    }
+}
+
+impl Error for TooManyHandshakes {}
+
+impl From<TooManyHandshakes> for io::Error {
+    fn from(error: TooManyHandshakes) -> Self {
+        Self::new(io::ErrorKind::ConnectionRefused, error)
+    }
+}
+
+impl ConnInfo {
+    /// When the first handshake of this connection began, which is now if none has.
+    pub(crate) fn handshake_since(&self) -> u64 {
+        let since = self.handshake_since.load(Relaxed);
+        if since != NEVER {
+            return since;
+        }
+        let since = self.stamp(now());
+        self.handshake_since
+            .store(since, Relaxed);
+        since
+    }
+
+    /// The peer has said who it is: what comes after begins anew.
+    pub(crate) fn handshakes_done(&self) {
+        self.handshake_since
+            .store(NEVER, Relaxed);
+    }
+}
+
+/// A handshake takes milliseconds of work, so two cores are busy with far fewer.
+const AT_ONCE: usize = 256;
+
+/// A few lost packets on a bad line, and no more.
+const WITHIN: Duration = Duration::from_secs(10);

@@ -1,0 +1,47 @@
+//! What limits and deadlines have done, or in a dry run would have.
+
+use metrics::{Counter, counter};
+
+use crate::conn::CloseReason;
+
+/// Counts what one limit refuses, or in a dry run would have refused.
+#[derive(Debug, Clone)]
+pub(crate) struct Refusals {
+    refused: Counter,
+    spared: Counter,
+    dry_run: bool,
+}
+
+impl Refusals {
+    /// The metrics' handles are made here, once.
+    pub(crate) fn new(reason: CloseReason) -> Self {
+        Self {
+            refused: counter!("tower_net_refused_total", "reason" => reason.label()),
+            spared: spared(reason),
+            dry_run: false,
+        }
+    }
+
+    pub(crate) fn dry_run(&mut self, on: bool) {
+        self.dry_run = on;
+    }
+
+    pub(crate) fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
+    /// Counts one; `true` if it is to be refused, `false` if it is only counted.
+    pub(crate) fn refuse(&self) -> bool {
+        if self.dry_run {
+            self.spared.increment(1);
+        } else {
+            self.refused.increment(1);
+        }
+        !self.dry_run
+    }
+}
+
+/// The counter of what a limit or deadline in a dry run has spared.
+pub(crate) fn spared(reason: CloseReason) -> Counter {
+    counter!("tower_net_dry_run_total", "reason" => reason.label())
+}
