@@ -85,6 +85,8 @@
 //! | frame | stated by you | there is no size that is right for all |
 //! | connections | stated by you | it depends on descriptors and memory |
 //! | drain | 30 s | longer than nearly every request, within what process managers allow |
+//! | PROXY header | 107 bytes as a line, 4096 behind the fixed part of version 2 | nobody's is longer, but for client certificates |
+//! | handshakes | 256 at once, within 10 s each | a few lost packets on a bad line, and no more |
 //! | backlog | 4096 | the system's own cap |
 //! | TCP | no delay, keepalive after 15 s | as Go does |
 //! | Unix socket | mode `0600` | whoever wants others to connect has to say so |
@@ -102,6 +104,7 @@
 //! | `tower_net_received_bytes_total`, `tower_net_sent_bytes_total` | counter | `service` | [`meter`] |
 //! | `tower_net_first_byte_seconds`, `tower_net_connection_seconds` | histogram | `service` | [`meter`] |
 //! | `tower_net_refused_total` | counter | `reason` | [`limit`] |
+//! | `tower_net_proxy_headers_total` | counter | `outcome`: `v1`, `v2`, `local`; `ignored`, `direct`, `untrusted` of others; `invalid`, `timeout`, `silent`, `limit`, `failed` | [`proxy_protocol`] |
 //! | `tower_net_requests_total` | counter | `service`, `outcome`: `ok`, `failed` | [`frame`] |
 //! | `tower_net_request_seconds` | histogram | `service`, `outcome`; zero for a request that was answered at once | [`frame`] |
 //! | `tower_net_write_queue_bytes` | gauge | `service` | [`frame`] |
@@ -110,7 +113,11 @@
 //!
 //! # Features
 //!
-//! None so far: everything here needs nothing beyond tokio and tower. `full` is there for what is to come.
+//! None by default; `full` is all of them.
+//!
+//! | feature | room | brings |
+//! |---|---|---|
+//! | `proxy-protocol` | [`proxy_protocol`] | `crc32c` |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![doc(test(attr(deny(warnings))))]

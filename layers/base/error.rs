@@ -3,7 +3,7 @@
 //! A layer that cannot fail keeps its inner service's error. A layer that can fail has [`BoxError`],
 //! holding a public struct of its own room: find it again with [`find`], whatever wrapped it on the way.
 
-use std::{error::Error, fmt, io};
+use std::{convert::Infallible, error::Error, fmt, io};
 
 /// The error of a stack that can fail in more than one way.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -84,6 +84,13 @@ impl fmt::Display for ConfigError {
 }
 
 impl Error for ConfigError {}
+
+/// For a setting that is of its type already, and takes what can be made into it.
+impl From<Infallible> for ConfigError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
 
 impl From<ConfigError> for io::Error {
     fn from(error: ConfigError) -> Self {

@@ -64,6 +64,31 @@ impl Networks {
     }
 }
 
+/// What a setting takes that is a set of networks: see [`parse`](Networks::parse).
+impl<N: AsRef<str>, const K: usize> TryFrom<[N; K]> for Networks {
+    type Error = ConfigError;
+
+    fn try_from(networks: [N; K]) -> Result<Self, ConfigError> {
+        Self::parse(networks)
+    }
+}
+
+impl<N: AsRef<str>> TryFrom<&[N]> for Networks {
+    type Error = ConfigError;
+
+    fn try_from(networks: &[N]) -> Result<Self, ConfigError> {
+        Self::parse(networks)
+    }
+}
+
+impl<N: AsRef<str>> TryFrom<Vec<N>> for Networks {
+    type Error = ConfigError;
+
+    fn try_from(networks: Vec<N>) -> Result<Self, ConfigError> {
+        Self::parse(networks)
+    }
+}
+
 impl FromIterator<IpNet> for Networks {
     fn from_iter<T: IntoIterator<Item = IpNet>>(networks: T) -> Self {
         let mut set = Self::new();

@@ -5,4 +5,6 @@ pub mod filter;
 pub mod frame;
 pub mod limit;
 pub mod meter;
+#[cfg(feature = "proxy-protocol")]
+pub mod proxy_protocol;
 pub mod trace;

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! The span is a root: it is nobody's child. A span that a handler makes is its child, as usual, and keeps it
-//! open; one that is to outlive the connection is made with `parent: None`. Fields: `conn`, `peer`, `listener`.
+//! open; one that is to outlive the connection is made with `parent: None`. Fields: `conn`, `peer`, `listener`,
+//! and `announced`, the client that a trusted proxy named, once it has.
 //!
 //! The event can serve as the access log. It says `closed` with `reason`, `read`, `written` and `seconds`; at
 //! `DEBUG` when the connection ended in order, at `INFO` when a peer was at fault or a limit was hit, at `WARN`
@@ -39,7 +40,7 @@ use std::{
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
-use tracing::{debug, info, info_span, warn};
+use tracing::{debug, field, info, info_span, warn};
 
 use crate::{
     base::io::{GuardedIo, Io},
@@ -94,6 +95,7 @@ where
             conn = info.id().get(),
             peer = %info.peer(),
             listener = info.listener(),
+            announced = field::Empty,
         );
         info.set_span(span);
         let closing = Closing {

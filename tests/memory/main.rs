@@ -25,6 +25,14 @@ mod frame_leave;
 mod io;
 mod limit;
 mod meter;
+#[cfg(feature = "proxy-protocol")]
+mod proxy_connect;
+#[cfg(feature = "proxy-protocol")]
+mod proxy_header;
+#[cfg(feature = "proxy-protocol")]
+mod proxy_protocol;
+#[cfg(feature = "proxy-protocol")]
+mod proxy_vectors;
 mod server;
 mod trace;
 mod vectors;

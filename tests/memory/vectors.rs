@@ -238,7 +238,7 @@ fn delimited(config: &Value) -> Delimited {
     }
 }
 
-fn bytes(hex: &Value) -> Bytes {
+pub(crate) fn bytes(hex: &Value) -> Bytes {
     let hex = hex.as_str().unwrap().as_bytes();
     let digit = |digit: u8| char::from(digit).to_digit(16).unwrap() as u8;
     hex.chunks(2)

@@ -85,33 +85,43 @@ pub async fn read<I, T, E>(
 where
     I: Io,
 {
-    let reading = async {
-        let mut seen = BytesMut::new();
-        loop {
-            match parse(&seen).map_err(PreludeError::Refused)? {
-                Step::Done(value, length) => {
-                    seen.advance(length.min(seen.len()));
-                    return Ok((value, seen));
-                }
-                Step::More(_) if seen.len() >= limit => return Err(PreludeError::TooLong(limit)),
-                Step::More(want) => {
-                    let want = want.clamp(1, limit - seen.len());
-                    if read_some(&mut io, &mut seen, want).await? == 0 {
-                        return Err(PreludeError::Ended(seen.len()));
-                    }
+    let mut seen = BytesMut::new();
+    let taking = take(&mut io, &mut seen, limit, &mut parse);
+    let (value, used) = match deadline {
+        None => taking.await?,
+        Some(deadline) => {
+            require_driver().map_err(|error| PreludeError::Io(error.into()))?;
+            let taken = timeout_at(deadline, taking).await;
+            taken.map_err(|_| PreludeError::Elapsed)??
+        }
+    };
+    seen.advance(used.min(seen.len()));
+    Ok((value, RewoundIo::new(seen.freeze(), io)))
+}
+
+/// The same without a deadline, off a stream that is only lent: all that was read is in `seen`, also of what was
+/// refused, and of that so many bytes are the value's. Never [`PreludeError::Elapsed`].
+pub(crate) async fn take<R, T, E>(
+    io: &mut R,
+    seen: &mut BytesMut,
+    limit: usize,
+    mut parse: impl FnMut(&[u8]) -> Result<Step<T>, E>,
+) -> Result<(T, usize), PreludeError<E>>
+where
+    R: AsyncRead + Unpin,
+{
+    loop {
+        match parse(seen).map_err(PreludeError::Refused)? {
+            Step::Done(value, used) => return Ok((value, used)),
+            Step::More(_) if seen.len() >= limit => return Err(PreludeError::TooLong(limit)),
+            Step::More(want) => {
+                let want = want.clamp(1, limit - seen.len());
+                if read_some(io, seen, want).await? == 0 {
+                    return Err(PreludeError::Ended(seen.len()));
                 }
             }
         }
-    };
-    let (value, rest) = match deadline {
-        None => reading.await?,
-        Some(deadline) => {
-            require_driver().map_err(|error| PreludeError::Io(error.into()))?;
-            let read = timeout_at(deadline, reading).await;
-            read.map_err(|_| PreludeError::Elapsed)??
-        }
-    };
-    Ok((value, RewoundIo::new(rest.freeze(), io)))
+    }
 }
 
 /// One read of at most `want` bytes.
