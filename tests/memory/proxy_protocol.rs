@@ -537,7 +537,7 @@ async fn a_place_is_free_again_whichever_way_it_ends() {
     ];
     for io in ways {
         let _ended = layer()
-            .layer(inner.clone())
+            .layer(inner)
             .call(from(io, PROXY))
             .await;
         assert_eq!(handshakes.pending(), 0);

@@ -244,7 +244,7 @@ async fn read(rules: &HeaderRules, pieces: &[Bytes]) -> (Result<Header, &'static
 }
 
 async fn outcome(rules: &HeaderRules, bytes: &Bytes) -> (Result<Header, &'static str>, Vec<u8>) {
-    read(rules, &[bytes.clone()]).await
+    read(rules, std::slice::from_ref(bytes)).await
 }
 
 fn class(error: &HeaderError) -> &'static str {

@@ -6,3 +6,4 @@ pub mod process;
 pub mod random;
 pub mod readings;
 pub mod service;
+pub mod tool;

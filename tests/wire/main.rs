@@ -14,6 +14,8 @@ mod frames;
 mod kernel;
 mod listen;
 mod peer;
+#[cfg(feature = "proxy-protocol")]
+mod proxy_protocol;
 mod rpc;
 mod server;
 mod slow;

@@ -322,7 +322,7 @@ impl Header {
             .and_then(Self::destination);
         let reached = announced
             .as_ref()
-            .unwrap_or(client.local());
+            .unwrap_or_else(|| client.local());
         let addresses = match (client.peer(), reached) {
             (Addr::Tcp(source), Addr::Tcp(destination)) => {
                 Addresses::inet(*source, *destination).ok()
