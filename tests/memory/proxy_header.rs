@@ -219,6 +219,21 @@ fn a_line_takes_few_reads_though_no_byte_behind_it_is_read() {
 }
 
 #[test]
+fn a_binary_header_takes_three_reads_and_two_without_tlvs() {
+    let rules = HeaderRules::default();
+    for (header, expected) in [(tcp(), 2), (tcp().crc32c(), 3)] {
+        let wire = header.encode().unwrap();
+        let (mut have, mut reads) = (0, 0);
+        while let Step::More(more) = rules.step(&wire[..have]).unwrap() {
+            have += more;
+            reads += 1;
+        }
+
+        assert_eq!((have, reads), (wire.len(), expected));
+    }
+}
+
+#[test]
 fn a_line_is_refused_as_soon_as_it_is_certain_to_be_wrong() {
     for (beginning, expected) in [
         ("G", HeaderError::NotProxy),

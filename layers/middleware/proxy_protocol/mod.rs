@@ -46,9 +46,8 @@
 //! Memory is taken for bytes that arrived. Of a header that was accepted its addresses and TLVs are kept for as long
 //! as the connection, of one of version 1 or `LOCAL` nothing but the addresses.
 //!
-//! Some load balancers hold the header back until the client speaks (AWS NLB with
-//! `proxy_protocol_v2.client_to_server.header_placement` at `on_first_ack_with_payload`): a service that speaks first
-//! then waits for it, and the client for the service, until the deadline ends both.
+//! Some load balancers hold the header back until the client speaks (AWS NLB in its mode
+//! `on_first_ack_with_payload`): before a service that speaks first, each then waits for the other until the deadline.
 //!
 //! # Strictness
 //!
@@ -83,13 +82,14 @@
 //!
 //! Dropping the future closes the stream and frees the place among the headers outstanding.
 //!
-//! [specification]: https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt
+//! [specification]: https://github.com/haproxy/haproxy/blob/master/doc/proxy-protocol.txt
 
 mod accept;
 mod connect;
 mod error;
 mod header;
 mod rules;
+mod ssl;
 mod tlv;
 mod v1;
 mod v2;
@@ -100,5 +100,6 @@ pub use self::{
     error::{EncodeError, HeaderError, ProxyError},
     header::{Addresses, Command, End, Header, Transport, UnixName, Version},
     rules::HeaderRules,
-    tlv::{Ssl, Tlv, TlvClass, TlvIter, Tlvs},
+    ssl::Ssl,
+    tlv::{Tlv, TlvClass, TlvIter, Tlvs},
 };

@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-/// Looks at a header that begins with the signature. What is wrong in its fixed part is found before a byte behind
-/// it is read, and its length before memory is taken for it.
+/// Looks at a header that begins with the signature. What is wrong in its fixed part is found byte by byte, and a
+/// length that is before memory is taken for it.
 pub(super) fn step(seen: &[u8], rules: &HeaderRules) -> Result<Step<Header>, HeaderError> {
     let fixed = &seen[SIGNATURE.len()..seen.len().min(FIXED)];
     let [version_and_command, behind @ ..] = fixed else {
@@ -35,11 +35,11 @@ pub(super) fn step(seen: &[u8], rules: &HeaderRules) -> Result<Step<Header>, Hea
         Command::Local => Family::Unspecified,
         Command::Proxy => Family::of(*kind)?,
     };
+    let least = family.length();
     let [high, low] = behind else {
-        return Ok(Step::More(FIXED - seen.len()));
+        return Ok(Step::More(FIXED + least - seen.len()));
     };
     let length = usize::from(u16::from_be_bytes([*high, *low]));
-    let least = family.length();
     if length < least {
         return Err(HeaderError::BadLength { length, least });
     }
