@@ -10,27 +10,25 @@ use std::{
     collections::BTreeMap,
     error::Error,
     fmt, io,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use metrics::{Counter, Gauge, gauge};
-use pin_project_lite::pin_project;
 
+pub(crate) use crate::conn::opening::Unfinished;
 use crate::{
     base::{
         error::{ConfigError, NoTimer},
-        time::{FOREVER, KeepsTime, Timer, now},
+        time::{FOREVER, KeepsTime, now},
     },
     conn::{
         CloseReason, ConnInfo, Elapsed,
+        opening::{Opening, Running},
         refusals::{Refusals, spared},
-        turn::Turn,
         waits::{NEVER, plus},
     },
 };
@@ -239,13 +237,26 @@ impl HandshakeLimit {
             ticket.slot.info.handshake_since(),
             self.handshakes.shared.within,
         );
-        Running {
-            limit: self,
-            ticket,
-            by,
-            timer: Timer::default(),
-            handshake,
+        Running::new(self, ticket, Opening::new(by, handshake))
+    }
+
+    /// One of these handshakes is late: what it ends with, or in a dry run that it is only counted.
+    pub(super) fn late(&self, spoke: bool) -> Option<Elapsed> {
+        if self.refusals.is_dry_run() {
+            let spared = if spoke {
+                &self.spared_slow
+            } else {
+                &self.spared_silent
+            };
+            spared.increment(1);
+            return None;
         }
+        let which = if spoke {
+            self.slow
+        } else {
+            CloseReason::FirstByte
+        };
+        Some(Elapsed::new(which, Some(self.handshakes.shared.within)))
     }
 }
 
@@ -273,8 +284,16 @@ impl Ticket {
             .remove(&self.number);
     }
 
-    fn has_spoken(&self) -> bool {
+    pub(super) fn has_spoken(&self) -> bool {
         self.spoke.load(Relaxed)
+    }
+
+    pub(super) fn is_evicted(&self) -> bool {
+        self.slot.evicted.load(Relaxed)
+    }
+
+    pub(super) fn info(&self) -> &ConnInfo {
+        &self.slot.info
     }
 }
 
@@ -286,115 +305,6 @@ impl Drop for Ticket {
             table.waiting.remove(&self.number);
             table.pending -= 1;
             self.shared.pending.decrement(1.0);
-        }
-    }
-}
-
-pin_project! {
-    /// A handshake, until it is done, late, evicted, or not begun when the server drains.
-    #[must_use = "futures do nothing unless polled"]
-    pub(crate) struct Running<'a, F> {
-        limit: &'a HandshakeLimit,
-        ticket: Arc<Ticket>,
-        by: u64,
-        #[pin]
-        timer: Timer,
-        #[pin]
-        handshake: F,
-    }
-}
-
-impl<F: Future> Future for Running<'_, F> {
-    type Output = Result<F::Output, Unfinished>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let info = &this.ticket.slot.info;
-        // Whoever evicts or drains wakes the connection's task.
-        let _turn = Turn::take(cx, info);
-        if let Poll::Ready(done) = this.handshake.poll(cx) {
-            return Poll::Ready(Ok(done));
-        }
-        let spoke = this.ticket.has_spoken();
-        if this.ticket.slot.evicted.load(Relaxed) {
-            return Poll::Ready(Err(Unfinished::Evicted));
-        }
-        if let Some(reason) = info.ending.leaving().filter(|_| !spoke) {
-            return Poll::Ready(Err(Unfinished::Left(reason)));
-        }
-        if *this.by == NEVER {
-            return Poll::Pending;
-        }
-        if !this.timer.is_armed() {
-            if let Some(at) = info.instant(*this.by) {
-                this.timer.as_mut().arm(at);
-            }
-        }
-        if this
-            .timer
-            .as_mut()
-            .poll(cx)
-            .is_pending()
-        {
-            return Poll::Pending;
-        }
-        if this.limit.refusals.is_dry_run() {
-            *this.by = NEVER;
-            let spared = if spoke {
-                &this.limit.spared_slow
-            } else {
-                &this.limit.spared_silent
-            };
-            spared.increment(1);
-            return Poll::Pending;
-        }
-        let which = if spoke {
-            this.limit.slow
-        } else {
-            CloseReason::FirstByte
-        };
-        let within = this.limit.handshakes.shared.within;
-        Poll::Ready(Err(Unfinished::Elapsed(Elapsed::new(which, Some(within)))))
-    }
-}
-
-/// Why a handshake was ended before it was done.
-#[derive(Debug)]
-pub(crate) enum Unfinished {
-    /// It was not done in time.
-    Elapsed(Elapsed),
-    /// It made room for another.
-    Evicted,
-    /// The peer had said nothing when the connection was told to leave.
-    Left(CloseReason),
-}
-
-impl Unfinished {
-    /// What the connection ends with.
-    pub(crate) fn reason(&self) -> CloseReason {
-        match self {
-            Self::Elapsed(elapsed) => elapsed.which(),
-            Self::Evicted => CloseReason::HandshakeLimit,
-            Self::Left(reason) => *reason,
-        }
-    }
-}
-
-impl fmt::Display for Unfinished {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Elapsed(elapsed) => elapsed.fmt(f),
-            Self::Evicted => f.write_str("made room for another handshake"),
-            Self::Left(_) => f.write_str("told to leave before it said anything"),
-        }
-    }
-}
-
-impl Error for Unfinished {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::Elapsed(elapsed) => Some(elapsed),
-            Self::Evicted | Self::Left(_) => None,
         }
     }
 }

@@ -11,6 +11,7 @@ mod facts;
 pub(crate) mod handshakes;
 mod info;
 pub(crate) mod networks;
+pub(crate) mod opening;
 mod progress;
 mod reason;
 pub(crate) mod refusals;

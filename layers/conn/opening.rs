@@ -1,0 +1,168 @@
+//! What a peer has to say before it is served, and the time it has for that.
+
+use std::{
+    error::Error,
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use pin_project_lite::pin_project;
+
+use crate::{
+    base::time::Timer,
+    conn::{
+        CloseReason, ConnInfo, Elapsed,
+        handshakes::{HandshakeLimit, Ticket},
+        turn::Turn,
+        waits::{NEVER, Stamp},
+    },
+};
+
+pin_project! {
+    /// Something that a peer has to say, until it is said, is late, or the connection is told to leave.
+    #[must_use = "it does nothing unless polled"]
+    pub(crate) struct Opening<F> {
+        by: Stamp,
+        #[pin]
+        timer: Timer,
+        #[pin]
+        said: F,
+    }
+}
+
+/// How far it has come.
+#[derive(Debug)]
+pub(crate) enum Opened<T> {
+    /// It is said.
+    Said(T),
+    /// The connection was told to leave, and the peer has said nothing at all.
+    Left(CloseReason),
+    /// The time is up. Said once: whoever polls on waits without a deadline.
+    Late,
+}
+
+impl<F: Future> Opening<F> {
+    /// Until `by`, or without a deadline.
+    pub(crate) fn new(by: Stamp, said: F) -> Self {
+        Self {
+            by,
+            timer: Timer::default(),
+            said,
+        }
+    }
+
+    /// `spoke` tells whether the peer has said anything, which is asked after `said` was polled.
+    pub(crate) fn poll(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        info: &ConnInfo,
+        spoke: impl FnOnce() -> bool,
+    ) -> Poll<Opened<F::Output>> {
+        let mut this = self.project();
+        // Whoever tells the connection something wakes its task.
+        let _turn = Turn::take(cx, info);
+        if let Poll::Ready(said) = this.said.poll(cx) {
+            return Poll::Ready(Opened::Said(said));
+        }
+        if let Some(reason) = info.ending.leaving() {
+            if !spoke() {
+                return Poll::Ready(Opened::Left(reason));
+            }
+        }
+        let Some(at) = info.instant(*this.by) else {
+            return Poll::Pending;
+        };
+        if !this.timer.is_armed() {
+            this.timer.as_mut().arm(at);
+        }
+        ready!(this.timer.poll(cx));
+        *this.by = NEVER;
+        Poll::Ready(Opened::Late)
+    }
+}
+
+pin_project! {
+    /// A handshake, until it is done, late, evicted, or not begun when the server drains.
+    #[must_use = "futures do nothing unless polled"]
+    pub(crate) struct Running<'a, F> {
+        limit: &'a HandshakeLimit,
+        ticket: Arc<Ticket>,
+        #[pin]
+        opening: Opening<F>,
+    }
+}
+
+impl<'a, F: Future> Running<'a, F> {
+    pub(super) fn new(limit: &'a HandshakeLimit, ticket: Arc<Ticket>, opening: Opening<F>) -> Self {
+        Self {
+            limit,
+            ticket,
+            opening,
+        }
+    }
+}
+
+impl<F: Future> Future for Running<'_, F> {
+    type Output = Result<F::Output, Unfinished>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let ticket = this.ticket;
+        let opened = this
+            .opening
+            .poll(cx, ticket.info(), || ticket.has_spoken());
+        match opened {
+            Poll::Ready(Opened::Said(done)) => Poll::Ready(Ok(done)),
+            _ if ticket.is_evicted() => Poll::Ready(Err(Unfinished::Evicted)),
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Opened::Left(reason)) => Poll::Ready(Err(Unfinished::Left(reason))),
+            Poll::Ready(Opened::Late) => match this.limit.late(ticket.has_spoken()) {
+                Some(elapsed) => Poll::Ready(Err(Unfinished::Elapsed(elapsed))),
+                None => Poll::Pending,
+            },
+        }
+    }
+}
+
+/// Why a handshake was ended before it was done.
+#[derive(Debug)]
+pub(crate) enum Unfinished {
+    /// It was not done in time.
+    Elapsed(Elapsed),
+    /// It made room for another.
+    Evicted,
+    /// The peer had said nothing when the connection was told to leave.
+    Left(CloseReason),
+}
+
+impl Unfinished {
+    /// What the connection ends with.
+    pub(crate) fn reason(&self) -> CloseReason {
+        match self {
+            Self::Elapsed(elapsed) => elapsed.which(),
+            Self::Evicted => CloseReason::HandshakeLimit,
+            Self::Left(reason) => *reason,
+        }
+    }
+}
+
+impl fmt::Display for Unfinished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Elapsed(elapsed) => elapsed.fmt(f),
+            Self::Evicted => f.write_str("made room for another handshake"),
+            Self::Left(_) => f.write_str("told to leave before it said anything"),
+        }
+    }
+}
+
+impl Error for Unfinished {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Elapsed(elapsed) => Some(elapsed),
+            Self::Evicted | Self::Left(_) => None,
+        }
+    }
+}
