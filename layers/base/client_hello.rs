@@ -13,10 +13,23 @@ use crate::base::io::prelude::Step;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClientHello {
     server_name: Option<String>,
-    alpn: Vec<Vec<u8>>,
+    /// As it came: each name behind its length. So a list of many short names takes no more than it came as.
+    alpn: Vec<u8>,
 }
 
 impl ClientHello {
+    /// Reads the hello that `seen`, the first bytes of a connection, begins with: of at most `limit` bytes without
+    /// the headers in front of it.
+    ///
+    /// [`Step::Done`] never says that bytes were used up: whoever terminates TLS reads them again.
+    ///
+    /// # Errors
+    ///
+    /// It is no TLS, too long, or broken.
+    pub fn read(seen: &[u8], limit: usize) -> Result<Step<Self>, HelloError> {
+        HelloReader::new(limit).step(seen)
+    }
+
     /// The host it wants to reach (SNI), in lower case.
     #[must_use]
     pub fn server_name(&self) -> Option<&str> {
@@ -25,7 +38,8 @@ impl ClientHello {
 
     /// The protocols it speaks (ALPN), the one it likes best first.
     pub fn alpn(&self) -> impl Iterator<Item = &[u8]> {
-        self.alpn.iter().map(Vec::as_slice)
+        let mut list = &self.alpn[..];
+        std::iter::from_fn(move || take(&mut list, 1))
     }
 }
 
@@ -212,17 +226,23 @@ fn extensions(body: &[u8]) -> Option<&[u8]> {
 }
 
 fn read_extensions(mut extensions: &[u8], hello: &mut ClientHello) -> Result<(), HelloError> {
+    // RFC 8446, section 4.2: none may come twice. Of two names, two readers might each take another.
+    let (mut named, mut offered) = (false, false);
     while let [high, low, rest @ ..] = extensions {
         extensions = rest;
         let Some(body) = take(&mut extensions, 2) else {
             return Err(HelloError::Malformed("extension length"));
         };
         match u16::from_be_bytes([*high, *low]) {
-            SERVER_NAME if hello.server_name.is_none() => {
+            SERVER_NAME if !named => {
+                named = true;
                 hello.server_name = server_name(body)?;
             }
-            SERVER_NAME => return Err(HelloError::Malformed("two server names")),
-            ALPN => hello.alpn = protocols(body)?,
+            ALPN if !offered => {
+                offered = true;
+                hello.alpn = protocols(body)?;
+            }
+            SERVER_NAME | ALPN => return Err(HelloError::Malformed("extension twice")),
             _ => {}
         }
     }
@@ -239,7 +259,11 @@ fn server_name(mut body: &[u8]) -> Result<Option<String>, HelloError> {
         let Some(name) = take(&mut names, 2) else {
             return Err(HelloError::Malformed("server name"));
         };
-        if *kind == HOST_NAME && found.is_none() {
+        if *kind == HOST_NAME {
+            // RFC 6066, section 3: one of a kind.
+            if found.is_some() {
+                return Err(HelloError::Malformed("two server names"));
+            }
             found = Some(host_name(name)?);
         }
     }
@@ -260,18 +284,17 @@ fn host_name(name: &[u8]) -> Result<String, HelloError> {
     Ok(name.to_ascii_lowercase())
 }
 
-fn protocols(mut body: &[u8]) -> Result<Vec<Vec<u8>>, HelloError> {
-    let Some(mut list) = take(&mut body, 2) else {
+fn protocols(mut body: &[u8]) -> Result<Vec<u8>, HelloError> {
+    let Some(list) = take(&mut body, 2) else {
         return Err(HelloError::Malformed("ALPN"));
     };
-    let mut protocols = Vec::new();
-    while !list.is_empty() {
-        match take(&mut list, 1) {
-            Some(name) if !name.is_empty() => protocols.push(name.to_vec()),
-            _ => return Err(HelloError::Malformed("ALPN")),
+    let mut rest = list;
+    while !rest.is_empty() {
+        if take(&mut rest, 1).is_none_or(<[u8]>::is_empty) {
+            return Err(HelloError::Malformed("ALPN"));
         }
     }
-    Ok(protocols)
+    Ok(list.to_vec())
 }
 
 /// Takes what a length of so many bytes in front says.
