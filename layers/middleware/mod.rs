@@ -2,6 +2,7 @@
 
 pub mod deadline;
 pub mod filter;
+pub mod detect;
 pub mod frame;
 pub mod limit;
 pub mod meter;
