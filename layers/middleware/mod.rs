@@ -8,4 +8,5 @@ pub mod limit;
 pub mod meter;
 #[cfg(feature = "proxy-protocol")]
 pub mod proxy_protocol;
+pub mod throttle;
 pub mod trace;

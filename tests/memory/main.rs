@@ -14,6 +14,7 @@ mod conn;
 mod deadline;
 mod deadline_handle;
 mod deadline_settings;
+mod detect;
 mod error;
 mod filter;
 mod frame;

@@ -412,7 +412,10 @@ impl ConnInfo {
 /// The service for what no route has matched, where nothing else is served: closes it with
 /// [`CloseReason::Detect`], in order and without a word.
 #[derive(Debug, Clone, Copy, Default)]
-#[non_exhaustive]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "a stack names it as the value that it is, and there is nothing to set"
+)]
 pub struct NothingElse;
 
 impl<I: Io> Service<Conn<I>> for NothingElse {
