@@ -10,6 +10,7 @@
 )]
 
 mod checklist;
+mod client_hello;
 mod conn;
 mod deadline;
 mod deadline_handle;
