@@ -17,10 +17,12 @@ use tower_layer::Layer;
 use tower_net::{
     Conn,
     deadline::DeadlineLayer,
+    detect::{Answer, DetectLayer, Protocol},
     frame::{FrameLayer, LengthDelimited, Request},
     io::Io,
     limit::ConnectionLimitLayer,
     meter::MeterLayer,
+    throttle::{Rate, Rates, ThrottleLayer},
     trace::TraceLayer,
 };
 
@@ -31,6 +33,24 @@ const SCENES: &[Scene] = &[
     ("limit", |rounds| layered(rounds, limit())),
     ("deadline", |rounds| {
         layered(rounds, DeadlineLayer::default())
+    }),
+    ("throttle, each", |rounds| {
+        let rates = Rates::new().receive(Rate::per_second(1 << 36));
+        layered(rounds, throttle(rates));
+    }),
+    ("throttle, shared", |rounds| {
+        let rates = Rates::new().receive_shared(Rate::per_second(1 << 36));
+        layered(rounds, throttle(rates));
+    }),
+    ("detect, the layered service", |rounds| {
+        let layer = DetectLayer::new()
+            .route(Protocol::tls(), ReadOne)
+            .route(Protocol::http1(), ReadOne);
+        layered(rounds, layer);
+    }),
+    ("detect, a route", |rounds| {
+        let frames = Protocol::own("frames", |_| Answer::Yes);
+        layered(rounds, DetectLayer::new().route(frames, ReadOne));
     }),
     ("meter, trace, limit, deadline", |rounds| {
         let layers = ServiceBuilder::new()
@@ -60,6 +80,10 @@ fn main() {
 
 fn limit() -> ConnectionLimitLayer {
     ConnectionLimitLayer::new(10).expect("not zero")
+}
+
+fn throttle(rates: Rates) -> ThrottleLayer {
+    ThrottleLayer::new(rates).expect("good rates")
 }
 
 /// A service that reads one request and ends, under `layer`.

@@ -78,12 +78,14 @@
 //! | what | default | because |
 //! |---|---|---|
 //! | first byte | 3 s | clients of raw protocols speak at once; one lost packet must not cost them |
+//! | first bytes that choose a service | 3 s, 16 KiB | as for the first byte; above every ClientHello that is seen |
 //! | idle | 90 s | as Go's `http.Transport` keeps its idle connections |
 //! | write stall | 30 s | longer than any pause of a peer that will go on |
 //! | request, handler, reply | 30 s each | what callers wait before they give up themselves |
 //! | replies queued | 64 KiB | one large write; beyond it reading stops |
 //! | frame | stated by you | there is no size that is right for all |
 //! | connections | stated by you | it depends on descriptors and memory |
+//! | burst of a rate | what passes in 100 ms, at least 1 KiB | a small message goes out whole, a large one in steps |
 //! | drain | 30 s | longer than nearly every request, within what process managers allow |
 //! | PROXY header | 107 bytes as a line, 4096 behind the fixed part of version 2 | nobody's is longer, but for client certificates |
 //! | handshakes | 256 at once, within 10 s each | a few lost packets on a bad line, and no more |
@@ -105,6 +107,8 @@
 //! | `tower_net_first_byte_seconds`, `tower_net_connection_seconds` | histogram | `service` | [`meter`] |
 //! | `tower_net_refused_total` | counter | `reason` | [`limit`] |
 //! | `tower_net_proxy_headers_total` | counter | `outcome`: `v1`, `v2`, `local`; `ignored`, `direct`, `untrusted` of others; `invalid`, `timeout`, `silent`, `limit`, `failed` | [`proxy_protocol`] |
+//! | `tower_net_detected_total` | counter | `protocol`: the names of the routes, or `other` | [`detect`] |
+//! | `tower_net_throttled_bytes_total` | counter | `direction`: `receive`, `send`; `dry_run`: `true`, `false` | [`throttle`] |
 //! | `tower_net_requests_total` | counter | `service`, `outcome`: `ok`, `failed` | [`frame`] |
 //! | `tower_net_request_seconds` | histogram | `service`, `outcome`; zero for a request that was answered at once | [`frame`] |
 //! | `tower_net_write_queue_bytes` | gauge | `service` | [`frame`] |

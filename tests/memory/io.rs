@@ -19,6 +19,7 @@ use tower_net::{
     limit::{ConnectionLimitLayer, Place},
     listen::AnyIo,
     meter::{MeterIo, MeterLayer},
+    throttle::{Rate, Rates, ThrottleIo, ThrottleLayer},
     trace::{Closing, TraceLayer},
 };
 use tower_service::Service;
@@ -51,6 +52,10 @@ const WRAPPERS: &[(&str, Wrap)] = &[
     }),
     ("MeterIo of meter", |io| {
         through::<_, MeterIo<Any>>(MeterLayer::new("test"), io)
+    }),
+    ("ThrottleIo of throttle", |io| {
+        let rates = Rates::new().send(Rate::per_second(1024));
+        through::<_, ThrottleIo<Any>>(ThrottleLayer::new(rates).unwrap(), io)
     }),
 ];
 

@@ -36,6 +36,8 @@ mod proxy_protocol;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_vectors;
 mod server;
+mod throttle;
+mod throttle_shared;
 mod trace;
 mod vectors;
 mod ways_out;

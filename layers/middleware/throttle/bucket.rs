@@ -9,49 +9,28 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::rates::Line;
 
-/// What one stream may pass in one direction.
+/// What one stream may pass in one direction: its place.
 #[derive(Debug, Default)]
 pub(super) struct Bucket {
-    /// The place when the clock was last read.
     spent: u64,
-    /// What was found then, and what is left of it.
-    found: u64,
-    left: u64,
 }
 
 impl Bucket {
-    pub(super) fn left(&self) -> u64 {
-        self.left
+    /// How many bytes are there now.
+    pub(super) fn fill(&mut self, line: &Line, at: u64) -> u64 {
+        self.spent = self
+            .spent
+            .max(at.saturating_sub(line.burst));
+        at.saturating_sub(self.spent)
     }
 
     pub(super) fn take(&mut self, bytes: u64) {
-        self.left = self.left.saturating_sub(bytes);
+        self.spent = self.spent.saturating_add(bytes);
     }
 
-    /// Fills up to where the line is now.
-    ///
-    /// What has been taken since the last time counts as taken at this moment, after the pause and not before it.
-    /// So no clock is read while there is enough, and still never more than a burst passes at once.
-    pub(super) fn fill(&mut self, line: &Line, at: u64) {
-        let taken = self.found - self.left;
-        let oldest = at.saturating_sub(line.burst);
-        self.spent = self.spent.max(oldest) + taken;
-        self.found = at.saturating_sub(self.spent);
-        self.left = self.found;
-    }
-
-    /// Forgets what is left until it is filled again, by a line that may have another burst.
-    pub(super) fn empty(&mut self) {
-        self.spent += self.found - self.left;
-        self.found = 0;
-        self.left = 0;
-    }
-
-    /// Where the line is when there are so many bytes, if none are taken meanwhile.
+    /// Where the line is when so many bytes are there.
     pub(super) fn place_of(&self, bytes: u64) -> u64 {
-        self.spent
-            .saturating_add(self.found - self.left)
-            .saturating_add(bytes)
+        self.spent.saturating_add(bytes)
     }
 }
 

@@ -57,21 +57,21 @@ impl Gate {
         probing: bool,
     ) -> Poll<Pass> {
         loop {
-            let mut clock = None;
-            let place = match self.look(&mut clock, limits, want, probing) {
+            let now = now();
+            match self.look(now, limits, want, probing) {
                 Ok(pass) => return Poll::Ready(pass),
-                Err(until) => until,
-            };
-            self.waited = true;
-            let now = *clock.get_or_insert_with(now);
-            ready!(self.poll_timer(cx, now, place));
+                Err(until) => {
+                    self.waited = true;
+                    ready!(self.poll_timer(cx, now, until));
+                }
+            }
         }
     }
 
-    /// What may pass now, or when to look again. Reads the clock once, if at all.
+    /// What may pass now, or when to look again.
     fn look(
         &mut self,
-        clock: &mut Option<Instant>,
+        now: Instant,
         limits: Limits<'_>,
         want: u64,
         probing: bool,
@@ -80,19 +80,19 @@ impl Gate {
             own, shared, pool, ..
         } = limits;
         let mut most = want;
+        if shared.is_limit() {
+            most = most.min(shared.share());
+        }
         if own.is_limit() {
-            let enough = want.min(own.portion());
-            if self.bucket.left() < enough {
-                let at = own.at(*clock.get_or_insert_with(now));
-                self.bucket.fill(own, at);
-                if self.bucket.left() < enough {
-                    return Err(own.when(self.bucket.place_of(enough)));
-                }
+            let enough = most.min(own.portion());
+            let there = self.bucket.fill(own, own.at(now));
+            if there < enough {
+                return Err(own.when(self.bucket.place_of(enough)));
             }
-            most = most.min(self.bucket.left());
+            most = most.min(there);
         }
         if shared.is_limit() {
-            let at = shared.at(*clock.get_or_insert_with(now));
+            let at = shared.at(now);
             if at < self.from {
                 return Err(shared.when(self.from));
             }
@@ -101,7 +101,6 @@ impl Gate {
                 self.booked = 0;
             }
             if self.booked == 0 {
-                most = most.min(shared.share());
                 self.booked = pool.take(shared, at, most);
                 self.from = at;
             }
@@ -167,32 +166,25 @@ impl Gate {
 
     /// So many bytes have passed without being asked: counts those that would have had to wait.
     pub(super) fn count(&mut self, limits: Limits<'_>, bytes: u64) {
-        let mut clock = None;
+        if bytes == 0 {
+            return;
+        }
+        let now = now();
         let mut within = bytes;
         if limits.own.is_limit() {
-            if self.bucket.left() < bytes {
-                let at = limits
-                    .own
-                    .at(*clock.get_or_insert_with(now));
-                self.bucket.fill(limits.own, at);
-            }
-            within = within.min(self.bucket.left());
+            let there = self
+                .bucket
+                .fill(limits.own, limits.own.at(now));
+            within = within.min(there);
             self.bucket.take(within);
         }
         if limits.shared.is_limit() {
-            let at = limits
-                .shared
-                .at(*clock.get_or_insert_with(now));
+            let at = limits.shared.at(now);
             within = limits
                 .pool
                 .take(limits.shared, at, within);
         }
         limits.held_back.add(bytes - within);
-    }
-
-    /// The rates are others now.
-    pub(super) fn renew(&mut self) {
-        self.bucket.empty();
     }
 
     /// The stream is gone: what it had booked is for others, unless it is too old to be used.

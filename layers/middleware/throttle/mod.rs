@@ -40,9 +40,9 @@
 //!
 //! # Cost
 //!
-//! A stream's own rate reads no clock while enough is left of what was there at the last reading. Else, and with
-//! a shared rate always, it is read once an operation. Waiting streams have one timer for each direction, which is
-//! allocated at the first wait and armed once a wait. A stream holds no bytes: there is nothing to lose.
+//! The clock is read once for each read or write of a direction that has a rate, and once more after each wait. A
+//! waiting stream has one timer for each direction, which is allocated at its first wait and armed once a wait. A
+//! stream holds no bytes: there is nothing to lose.
 //!
 //! # Readiness
 //!

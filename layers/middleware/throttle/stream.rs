@@ -57,8 +57,6 @@ impl Gates {
     fn of(&mut self, direction: Direction) -> (&mut Gate, Limits<'_>, &ConnInfo) {
         if self.shared.version.load(Acquire) != self.version {
             (self.version, self.lines) = self.shared.lines();
-            self.receive.renew();
-            self.send.renew();
         }
         let at = direction as usize;
         let limits = Limits {
