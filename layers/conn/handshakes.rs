@@ -370,3 +370,126 @@ const AT_ONCE: usize = 256;
 
 /// A few lost packets on a bad line, and no more.
 const WITHIN: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use tokio::time::sleep;
+    use tokio_test::{assert_pending, assert_ready, task};
+
+    use super::*;
+    use crate::conn::Addr;
+
+    fn limit(at_once: usize) -> HandshakeLimit {
+        let handshakes = Handshakes::new(at_once, Duration::from_secs(10)).unwrap();
+        HandshakeLimit::new(handshakes, CloseReason::Handshake)
+    }
+
+    fn begin(limit: &HandshakeLimit) -> Result<Arc<Ticket>, TooManyHandshakes> {
+        let info = ConnInfo::new(Addr::Unnamed, Addr::Unnamed);
+        limit
+            .begin(&Arc::new(info))
+            .map(Arc::new)
+    }
+
+    fn reason<T>(result: Result<T, Unfinished>) -> Option<CloseReason> {
+        result
+            .err()
+            .map(|unfinished| unfinished.reason())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_one_that_waits_for_longest_is_woken_and_makes_room() {
+        let limit = limit(2);
+        let [first, second] = [(); 2].map(|()| begin(&limit).unwrap());
+        let mut evicted = task::spawn(limit.run(first, pending::<()>()));
+        let mut stays = task::spawn(limit.run(second, pending::<()>()));
+        assert_pending!(evicted.poll());
+        assert_pending!(stays.poll());
+
+        let third = begin(&limit).unwrap();
+
+        assert_eq!(limit.handshakes.pending(), 2);
+        assert!(evicted.is_woken() && !stays.is_woken());
+        let ended = reason(assert_ready!(evicted.poll()));
+        assert_eq!(ended, Some(CloseReason::HandshakeLimit));
+        drop(evicted);
+        assert_eq!(limit.handshakes.pending(), 2);
+        drop((stays, third));
+        assert_eq!(limit.handshakes.pending(), 0);
+    }
+
+    #[test]
+    fn whoever_was_heard_stays_and_then_the_newcomer_is_refused() {
+        let limit = limit(2);
+        let [first, second] = [(); 2].map(|()| begin(&limit).unwrap());
+        first.heard();
+        let third = begin(&limit).unwrap();
+        assert!(!first.is_evicted() && second.is_evicted());
+
+        third.heard();
+        let refused = begin(&limit).unwrap_err();
+
+        assert_eq!((refused.at_once(), refused.never_started()), (2, true));
+        drop(first);
+        assert!(begin(&limit).is_ok() && !third.is_evicted());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_is_free_again_on_every_way_out() {
+        let limit = limit(4);
+        let [done, late, dropped, left] = [(); 4].map(|()| begin(&limit).unwrap());
+        let info = Arc::clone(&left.slot.info);
+        info.ending
+            .tell_to_leave(CloseReason::Drain);
+
+        assert!(limit.run(done, ready(())).await.is_ok());
+        drop(limit.run(dropped, pending::<()>()));
+        let left = limit.run(left, pending::<()>()).await;
+        assert_eq!(limit.handshakes.pending(), 1);
+        let late = limit.run(late, pending::<()>()).await;
+
+        assert_eq!(reason(left), Some(CloseReason::Drain));
+        assert_eq!(reason(late), Some(CloseReason::FirstByte));
+        assert_eq!(limit.handshakes.pending(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dry_run_bounds_neither_the_number_nor_the_time() {
+        let handshakes = limit(1).handshakes.dry_run(true);
+        let limit = HandshakeLimit::new(handshakes, CloseReason::Handshake);
+        let [first, second] = [(); 2].map(|()| begin(&limit).unwrap());
+
+        assert!(!first.is_evicted() && limit.handshakes.pending() == 2);
+        for ticket in [first, second] {
+            let handshake = sleep(Duration::from_secs(60));
+            assert!(
+                limit
+                    .run(ticket, handshake)
+                    .await
+                    .is_ok()
+            );
+        }
+    }
+
+    #[test]
+    fn those_that_count_are_those_that_live_and_were_not_evicted_and_never_too_many() {
+        let limit = limit(5);
+        let mut tickets: Vec<Arc<Ticket>> = Vec::new();
+        for step in 0..2_000_u64 {
+            let chance = (step.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize;
+            match (chance % 8, tickets.len()) {
+                (0..4, _) | (_, 0) => tickets.extend(begin(&limit)),
+                (4, count) => tickets[chance / 8 % count].heard(),
+                (_, count) => drop(tickets.swap_remove(chance / 8 % count)),
+            }
+
+            let count = tickets
+                .iter()
+                .filter(|ticket| !ticket.is_evicted())
+                .count();
+            assert!(count <= 5 && limit.handshakes.pending() == count);
+        }
+    }
+}

@@ -166,3 +166,69 @@ impl Error for Unfinished {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::pending, time::Duration};
+
+    use tokio::time::{Instant, sleep};
+    use tokio_test::{assert_pending, task};
+
+    use super::*;
+    use crate::conn::{Addr, Handshakes};
+
+    /// Within ten seconds.
+    fn limit() -> HandshakeLimit {
+        HandshakeLimit::new(Handshakes::default(), CloseReason::Handshake)
+    }
+
+    fn begin(limit: &HandshakeLimit, info: &Arc<ConnInfo>) -> Arc<Ticket> {
+        Arc::new(limit.begin(info).unwrap())
+    }
+
+    fn info() -> Arc<ConnInfo> {
+        Arc::new(ConnInfo::new(Addr::Unnamed, Addr::Unnamed))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_handshakes_of_a_connection_share_their_time_until_all_are_done() {
+        let (limit, info, start) = (limit(), info(), Instant::now());
+        let begin = || {
+            let ticket = begin(&limit, &info);
+            ticket.spoke();
+            ticket
+        };
+        let came_to = |result: Result<(), Unfinished>| {
+            let reason = result
+                .err()
+                .map(|unfinished| unfinished.reason());
+            (reason, start.elapsed().as_secs())
+        };
+
+        let first = limit.run(begin(), sleep(Duration::from_secs(6)));
+        let first = came_to(first.await);
+        let second = limit.run(begin(), pending::<()>());
+        let second = came_to(second.await);
+        info.handshakes_done();
+        let third = limit.run(begin(), sleep(Duration::from_secs(9)));
+        let third = came_to(third.await);
+
+        assert_eq!((first, third), ((None, 6), (None, 19)));
+        assert_eq!(second, (Some(CloseReason::Handshake), 10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_has_spoken_may_finish_when_told_to_leave() {
+        let (limit, info) = (limit(), info());
+        let ticket = begin(&limit, &info);
+        let mut run = task::spawn(limit.run(Arc::clone(&ticket), pending::<()>()));
+        assert_pending!(run.poll());
+        ticket.spoke();
+
+        info.ending
+            .tell_to_leave(CloseReason::Drain);
+
+        assert!(run.is_woken());
+        assert_pending!(run.poll());
+    }
+}

@@ -24,6 +24,7 @@ mod frame_codec;
 mod frame_driver;
 mod frame_late;
 mod frame_leave;
+mod handshakes;
 mod io;
 mod limit;
 mod meter;
@@ -35,6 +36,7 @@ mod proxy_header;
 mod proxy_protocol;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_vectors;
+mod networks;
 mod server;
 mod throttle;
 mod throttle_shared;
