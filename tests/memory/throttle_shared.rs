@@ -5,6 +5,14 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use crate::{
+    support::{
+        io::Script,
+        peer::Peer,
+        service::{millis, secs},
+    },
+    throttle::{layer, rate, through},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     time::{Instant, sleep, timeout},
@@ -16,33 +24,8 @@ use tower_net::{
     Conn,
     deadline::{DeadlineIo, DeadlineLayer, Deadlines, Elapsed},
     error::{BoxError, find},
-    io::Io,
-    throttle::{Rate, Rates, ThrottleIo, ThrottleLayer},
+    throttle::{Rates, ThrottleIo, ThrottleLayer},
 };
-use tower_service::Service;
-
-use crate::support::{
-    io::Script,
-    peer::Peer,
-    service::{millis, secs},
-};
-
-async fn through<I: Io>(layer: &ThrottleLayer, io: I) -> Conn<ThrottleIo<I>> {
-    let keeps = service_fn(async |conn: Conn<ThrottleIo<I>>| Ok::<_, BoxError>(conn));
-    layer
-        .layer(keeps)
-        .call(Conn::new(io, ()))
-        .await
-        .unwrap()
-}
-
-fn layer(rates: Rates) -> ThrottleLayer {
-    ThrottleLayer::new(rates).unwrap()
-}
-
-fn rate(per_second: u64, burst: u64) -> Rate {
-    Rate::per_second(per_second).burst(burst)
-}
 
 /// Writes so many bytes, with a pause after each write, and counts them.
 fn writes(layer: &ThrottleLayer, bytes: usize, pause: u64) -> Arc<AtomicU64> {

@@ -17,11 +17,14 @@ pub struct Protocol {
 #[derive(Clone)]
 enum Sign {
     Tls,
-    Hello(Arc<dyn Fn(&ClientHello) -> bool + Send + Sync>),
+    Hello(Arc<IsIt>),
     Http1,
     Http2,
-    Own(Arc<dyn Fn(&[u8]) -> Answer + Send + Sync>),
+    Own(Arc<Look>),
 }
+
+type IsIt = dyn Fn(&ClientHello) -> bool + Send + Sync;
+type Look = dyn Fn(&[u8]) -> Answer + Send + Sync;
 
 /// What a protocol says of the first bytes so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
