@@ -8,6 +8,7 @@
 mod accept;
 mod child;
 mod descriptors;
+mod detect;
 mod drain;
 mod echo;
 mod frames;
