@@ -13,7 +13,8 @@
 //!
 //! The span is a root: it is nobody's child. A span that a handler makes is its child, as usual, and keeps it
 //! open; one that is to outlive the connection is made with `parent: None`. Fields: `conn`, `peer`, `listener`,
-//! and `announced`, the client that a trusted proxy named, once it has.
+//! `announced`, the client that a trusted proxy named, once it has, and of a connection that is encrypted `tls` (the
+//! version), `alpn` and `sni`.
 //!
 //! The event can serve as the access log. It says `closed` with `reason`, `read`, `written` and `seconds`; at
 //! `DEBUG` when the connection ended in order, at `INFO` when a peer was at fault or a limit was hit, at `WARN`
@@ -40,7 +41,7 @@ use std::{
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
-use tracing::{debug, field, info, info_span, warn};
+use tracing::{debug, field::Empty, info, info_span, warn};
 
 use crate::{
     base::io::{GuardedIo, Io},
@@ -95,7 +96,10 @@ where
             conn = info.id().get(),
             peer = %info.peer(),
             listener = info.listener(),
-            announced = field::Empty,
+            announced = Empty,
+            tls = Empty,
+            alpn = Empty,
+            sni = Empty,
         );
         info.set_span(span);
         let closing = Closing {

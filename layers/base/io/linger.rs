@@ -85,6 +85,10 @@ pub async fn linger<I: Io>(mut io: I, limits: Linger) -> io::Result<Lingered> {
             let read = within(later(now(), limits.quiet), io.read(&mut scratch)).await;
             match read {
                 Some(Ok(0)) => return Ok(Lingered::Ended),
+                // TLS, and a peer that just closes.
+                Some(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Ok(Lingered::Ended);
+                }
                 Some(Ok(read)) if left > read as u64 => left -= read as u64,
                 Some(Err(error)) => return Err(error),
                 Some(Ok(_)) | None => return Ok(Lingered::GaveUp),

@@ -12,6 +12,7 @@
 //! - The clock is read only to park with something outstanding, once.
 
 use std::{
+    io::ErrorKind,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
@@ -191,6 +192,9 @@ where
                     self.dry = false;
                     reads += 1;
                 }
+                Poll::Ready(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => {
+                    self.ended_without_a_word();
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.broken(error))),
                 Poll::Pending => {
                     if !self.seal() {
@@ -349,6 +353,19 @@ where
         }
         self.take_last();
         None
+    }
+
+    /// The stream has ended, and below it nobody said that it would (TLS without `close_notify`): between requests
+    /// that is an end like any other. Inside one it is not for the codec to say that it was the last: somebody
+    /// else may have cut it short.
+    fn ended_without_a_word(&mut self) {
+        self.ended = true;
+        if self.input.is_empty() {
+            self.dry = false;
+        } else {
+            let truncated = CodecError::Truncated { missing: 1 };
+            self.fail_behind(FrameError::Decode(truncated.into()));
+        }
     }
 
     fn check_buffered(&mut self) {

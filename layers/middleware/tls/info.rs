@@ -1,0 +1,138 @@
+use std::fmt;
+
+use tokio_rustls::rustls::{
+    HandshakeKind, ProtocolVersion, ServerConnection, pki_types::CertificateDer,
+};
+use tracing::Span;
+
+use crate::{conn::ConnInfo, middleware::tls::x509};
+
+impl ConnInfo {
+    /// What a TLS handshake settled; `None` of a connection that is not encrypted, or not yet.
+    #[must_use]
+    pub fn tls(&self) -> Option<&TlsInfo> {
+        self.facts.get()
+    }
+}
+
+/// What a TLS handshake settled. See [`ConnInfo::tls`].
+#[derive(Debug, Clone)]
+pub struct TlsInfo {
+    server_name: Option<Box<str>>,
+    alpn: Option<Box<[u8]>>,
+    version: TlsVersion,
+    cipher_suite: &'static str,
+    resumed: bool,
+    client_chain: Box<[CertificateDer<'static>]>,
+}
+
+impl TlsInfo {
+    /// Of a handshake that is done.
+    pub(super) fn of(session: &ServerConnection) -> Self {
+        let chain = session
+            .peer_certificates()
+            .unwrap_or_default();
+        let suite = session.negotiated_cipher_suite();
+        Self {
+            server_name: session.server_name().map(Box::from),
+            alpn: session.alpn_protocol().map(Box::from),
+            version: match session.protocol_version() {
+                Some(ProtocolVersion::TLSv1_2) => TlsVersion::Tls12,
+                _ => TlsVersion::Tls13,
+            },
+            cipher_suite: suite
+                .and_then(|suite| suite.suite().as_str())
+                .unwrap_or("unknown"),
+            resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
+            client_chain: chain.into(),
+        }
+    }
+
+    /// The host that the client wanted to reach (SNI), in lower case.
+    #[must_use]
+    pub fn server_name(&self) -> Option<&str> {
+        self.server_name.as_deref()
+    }
+
+    /// The protocol that was agreed on (ALPN).
+    #[must_use]
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.alpn.as_deref()
+    }
+
+    /// The version that was agreed on.
+    #[must_use]
+    pub fn version(&self) -> TlsVersion {
+        self.version
+    }
+
+    /// The cipher suite, by its name at IANA (in TLS 1.3 with `TLS13_` in front).
+    #[must_use]
+    pub fn cipher_suite(&self) -> &'static str {
+        self.cipher_suite
+    }
+
+    /// Whether it took up an earlier session, whose client certificate then holds, and no new one was shown.
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// The client's certificates in DER, its own first; none unless it was asked for one and it was accepted.
+    pub fn client_certificates(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.client_chain
+            .iter()
+            .map(|certificate| certificate.as_ref())
+    }
+
+    /// Whom the client's certificate names, as RFC 4514 writes it: `CN=alice,O=Example`.
+    ///
+    /// For people and logs. What decides on access should rather read the certificate itself with a parser of its
+    /// choice: the alternative names are there.
+    #[must_use]
+    pub fn client_subject(&self) -> Option<String> {
+        let own = self.client_chain.first()?;
+        x509::subject(own)
+    }
+
+    /// Adds to the connection's span what it has fields for.
+    pub(super) fn record(&self, span: &Span) {
+        if span.is_disabled() {
+            return;
+        }
+        span.record("tls", self.version.label());
+        if let Some(alpn) = &self.alpn {
+            span.record("alpn", &*String::from_utf8_lossy(alpn));
+        }
+        if let Some(name) = &self.server_name {
+            span.record("sni", &**name);
+        }
+    }
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum TlsVersion {
+    /// RFC 5246.
+    Tls12,
+    /// RFC 8446.
+    Tls13,
+}
+
+impl TlsVersion {
+    /// The fixed name in logs: `TLSv1.3`, as OpenSSL has it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Tls12 => "TLSv1.2",
+            Self::Tls13 => "TLSv1.3",
+        }
+    }
+}
+
+impl fmt::Display for TlsVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
