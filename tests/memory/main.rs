@@ -42,6 +42,14 @@ mod server;
 mod throttle;
 mod throttle_handle;
 mod throttle_shared;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(feature = "tls")]
+mod tls_certificates;
+#[cfg(feature = "tls")]
+mod tls_failures;
+#[cfg(feature = "tls")]
+mod tls_limits;
 mod trace;
 mod vectors;
 mod ways_out;

@@ -9,7 +9,7 @@ use tower_net::{CloseReason, Conn, error::BoxError, io::Io, meter::MeterLayer, t
 use tracing::{
     Event, Id, Level, Subscriber,
     field::{Field, Visit},
-    span::Attributes,
+    span::{Attributes, Record},
     subscriber::set_default,
 };
 use tracing_subscriber::{
@@ -149,17 +149,17 @@ async fn swallow<I: Io>(mut conn: Conn<I>) -> Result<(), BoxError> {
 
 /// Everything that is traced, a line each.
 #[derive(Debug, Clone, Default)]
-struct Log(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Log {
-    fn start() -> (Self, tracing::subscriber::DefaultGuard) {
+    pub(crate) fn start() -> (Self, tracing::subscriber::DefaultGuard) {
         let log = Self::default();
         let on = set_default(Registry::default().with(log.clone()));
         (log, on)
     }
 
     /// The lines with these words.
-    fn lines(&self, words: &str) -> Vec<String> {
+    pub(crate) fn lines(&self, words: &str) -> Vec<String> {
         let lines = self.0.lock().unwrap();
         lines
             .iter()
@@ -199,6 +199,13 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Log {
             .is_none();
         let root = if is_root { " root" } else { "" };
         self.add(format!("open {}{root}{}", span.metadata().name(), fields.0));
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, spans: Context<'_, S>) {
+        let mut fields = Fields(String::new());
+        values.record(&mut fields);
+        let span = spans.span(id).unwrap();
+        self.add(format!("record {}{}", span.name(), fields.0));
     }
 
     fn on_close(&self, id: Id, spans: Context<'_, S>) {

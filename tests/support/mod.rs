@@ -2,6 +2,7 @@
 
 pub mod io;
 pub mod peer;
+pub mod pki;
 pub mod process;
 pub mod random;
 pub mod readings;

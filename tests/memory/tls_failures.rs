@@ -1,0 +1,592 @@
+//! Handshakes that come to nothing: what they are called, what is counted, and what the peer sees of it.
+
+use std::{io, sync::Arc};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, duplex},
+    net::UnixStream,
+    time::{Instant, sleep, timeout},
+};
+use tokio_rustls::rustls::{
+    self, AlertDescription, CipherSuite, ClientConfig, ClientConnection, ServerConfig,
+    crypto::{CryptoProvider, ring},
+    pki_types::ServerName,
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+    version::{TLS12, TLS13},
+};
+use tower::service_fn;
+use tower_layer::Layer;
+use tower_net::{
+    CloseReason, ConnInfo,
+    deadline::Elapsed,
+    error::{BoxError, find},
+    tls::{CertificateSet, Certificates, HandshakeError, HandshakeFailure, HelloError, TlsAcceptLayer},
+};
+
+use crate::{
+    support::{
+        io::Script,
+        peer::serve,
+        pki::{Authority, BOTH, Pair, connect, provider},
+        readings::{Readings, recorded},
+        service::{millis, secs},
+    },
+    tls::{Served, asking_of, echo, exchange, layer, open, split_records, town},
+    trace::Log,
+};
+
+/// The first message of a client: 250 bytes or so in one record.
+pub(crate) fn hello(authority: &Authority) -> Vec<u8> {
+    let config = Arc::new(authority.trusting());
+    let name = ServerName::try_from("a.test").unwrap();
+    let mut client = ClientConnection::new(config, name).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
+}
+
+/// How a connection whose peer did `what` ended.
+struct Ended {
+    error: HandshakeError,
+    reason: Option<CloseReason>,
+    metrics: Readings,
+}
+
+impl Ended {
+    async fn of(info: Arc<ConnInfo>, served: Served, metrics: Readings) -> Self {
+        let error = timeout(secs(86_400), served).await.unwrap();
+        let error = error.unwrap().unwrap_err();
+        Self {
+            error: *error.downcast().unwrap(),
+            reason: info.close_reason(),
+            metrics,
+        }
+    }
+
+    /// Checks the class, the reason, and that it is counted once and nothing else is.
+    fn is(&self, failure: HandshakeFailure, reason: CloseReason) {
+        assert_eq!(self.error.failure(), failure, "{:?}", self.error);
+        assert_eq!(self.reason, Some(reason));
+        let name = "tower_net_handshakes_total";
+        let outcome = self
+            .metrics
+            .of(name, &[("outcome", failure.label())]);
+        assert_eq!((outcome, self.metrics.of(name, &[])), (1.0, 1.0));
+        assert_eq!(self.metrics.of("tower_net_handshakes_pending", &[]), 0.0);
+    }
+}
+
+/// What becomes of a connection that reads this script.
+async fn script(io: Script, limit: Option<usize>) -> Ended {
+    let (_, server) = town();
+    let (layer, metrics) = recorded(|| layer(server.serving()));
+    let layer = match limit {
+        Some(limit) => layer.max_hello(limit).unwrap(),
+        None => layer,
+    };
+    let (info, served) = serve(io, layer.layer(service_fn(echo)));
+    Ended::of(info, served, metrics).await
+}
+
+/// What becomes of a connection of these two, and what the client has of it.
+async fn between(server: ServerConfig, client: ClientConfig) -> (Ended, io::Error) {
+    let (layer, metrics) = recorded(|| layer(server));
+    let (far, info, served) = open(&layer);
+    let heard = async {
+        let mut client = connect(client, "a.test", far).await?;
+        // In TLS 1.3 a client is done before the server has seen its certificate.
+        client.read_u8().await
+    };
+    let heard = heard.await.unwrap_err();
+    (Ended::of(info, served, metrics).await, heard)
+}
+
+fn alert(error: &io::Error) -> Option<AlertDescription> {
+    match find::<rustls::Error>(error) {
+        Some(rustls::Error::AlertReceived(alert)) => Some(*alert),
+        _ => None,
+    }
+}
+
+// === Peers that are no clients
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_peer_is_closed_at_the_deadline_for_its_first_byte() {
+    let start = Instant::now();
+
+    let ended = script(Script::new(), None).await;
+
+    ended.is(HandshakeFailure::Silent, CloseReason::FirstByte);
+    let elapsed = find::<Elapsed>(&ended.error).unwrap();
+    assert_eq!(elapsed.limit(), Some(secs(10)));
+    assert_eq!(start.elapsed(), secs(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_leaves_before_it_says_anything_has_just_left() {
+    for io in [
+        Script::new().end(),
+        Script::new().fail(io::ErrorKind::ConnectionReset),
+    ] {
+        let ended = script(io, None).await;
+
+        ended.is(HandshakeFailure::Vanished, CloseReason::Peer);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_leaves_in_its_hello_or_after_it_is_a_failed_handshake() {
+    let (authority, _) = town();
+    let hello = hello(&authority);
+    for io in [
+        Script::new().bytes(&hello[..1]).end(),
+        Script::new().bytes(&hello[..40]).end(),
+        Script::new().bytes(&hello).end(),
+        Script::new()
+            .bytes(&hello)
+            .fail(io::ErrorKind::ConnectionReset),
+    ] {
+        let ended = script(io, None).await;
+
+        ended.is(HandshakeFailure::Vanished, CloseReason::HandshakeFailed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_hello_and_a_whole_one_without_more_are_late() {
+    let (authority, _) = town();
+    let hello = hello(&authority);
+    for sent in [1, 5, 60, hello.len()] {
+        let start = Instant::now();
+
+        let ended = script(Script::new().bytes(&hello[..sent]), None).await;
+
+        ended.is(HandshakeFailure::Late, CloseReason::Handshake);
+        assert!(find::<Elapsed>(&ended.error).is_some());
+        assert_eq!(start.elapsed(), secs(10));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hello_that_drips_has_no_more_time_than_any_other() {
+    let (authority, _) = town();
+    let start = Instant::now();
+    let mut io = Script::new();
+    for byte in hello(&authority) {
+        io = io.bytes([byte]).pause(millis(100));
+    }
+
+    let ended = script(io, None).await;
+
+    ended.is(HandshakeFailure::Late, CloseReason::Handshake);
+    assert_eq!(start.elapsed(), secs(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_speaks_something_else_is_no_client_of_ours_by_the_first_byte() {
+    let plain: [&[u8]; 5] = [b"GET / HTTP/1.1\r\n", b"S", b"\x15\0\0\0", b"\x16\x02\0", b"\n"];
+    for said in plain {
+        let ended = script(Script::new().bytes(said).end(), None).await;
+
+        ended.is(HandshakeFailure::NotTls, CloseReason::HandshakeFailed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn plain_http_gets_a_clean_end_and_everything_it_sent_is_read() {
+    let (_, server) = town();
+    let layer = layer(server.serving());
+    let (mut far, _, served) = open(&layer);
+
+    far.write_all(&[b'G'; 32 * 1024]).await.unwrap();
+    let mut heard = Vec::new();
+    far.read_to_end(&mut heard).await.unwrap();
+    // It is still read: a socket closed with unread input would be reset.
+    assert!(!served.is_finished());
+    drop(far);
+
+    assert_eq!(heard, b"");
+    served.await.unwrap().unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_goodbye_does_not_take_long_whatever_the_peer_does() {
+    for io in [
+        Script::new().bytes("GET /"),
+        Script::new().bytes("GET /").bytes(vec![b'x'; 1 << 20]),
+        Script::new()
+            .bytes("GET /")
+            .pause(millis(700))
+            .bytes("x")
+            .pause(millis(700))
+            .bytes("x"),
+    ] {
+        let start = Instant::now();
+
+        let ended = script(io, None).await;
+
+        ended.is(HandshakeFailure::NotTls, CloseReason::HandshakeFailed);
+        assert!(start.elapsed() <= secs(1), "{:?}", start.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_has_gone_costs_no_handshake() {
+    #[derive(Debug)]
+    struct NeverAsked;
+    impl ResolvesServerCert for NeverAsked {
+        fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            panic!("a certificate for nobody")
+        }
+    }
+    let (authority, _) = town();
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&BOTH)
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(NeverAsked));
+    let (layer, metrics) = recorded(|| layer(config));
+    let (near, mut far) = UnixStream::pair().unwrap();
+    far.write_all(&hello(&authority)).await.unwrap();
+    far.shutdown().await.unwrap();
+
+    let (info, served) = serve(near, layer.layer(service_fn(echo)));
+
+    let ended = Ended::of(info, served, metrics).await;
+    ended.is(HandshakeFailure::Vanished, CloseReason::HandshakeFailed);
+}
+
+// === Caps
+
+#[tokio::test(start_paused = true)]
+async fn a_hello_is_refused_by_the_length_that_it_announces() {
+    let io = Script::new().bytes(b"\x16\x03\x03\0\x06\x01\xff\xff\xff\x03\x03");
+    let written = io.written();
+
+    let ended = script(io, Some(10)).await;
+
+    ended.is(HandshakeFailure::TooLong, CloseReason::HandshakeFailed);
+    let Some(HelloError::TooLong { length, limit, .. }) = find(&ended.error) else {
+        panic!("{:?}", ended.error);
+    };
+    assert_eq!((*length, *limit), (0xff_ffff, 10));
+    // A fatal alert: handshake failure.
+    assert_eq!(written.text(), "\x15\x03\x03\0\x02\x02\x28");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hello_of_the_default_limit_is_taken_and_a_byte_more_is_not() {
+    let announced = |length: u32| {
+        let [_, high, middle, low] = length.to_be_bytes();
+        [22, 3, 1, 0x10, 0, 1, high, middle, low]
+    };
+
+    let taken = script(Script::new().bytes(announced(16 * 1024)), None).await;
+    let refused = script(Script::new().bytes(announced(16 * 1024 + 1)), None).await;
+
+    taken.is(HandshakeFailure::Late, CloseReason::Handshake);
+    refused.is(HandshakeFailure::TooLong, CloseReason::HandshakeFailed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hello_in_ever_smaller_records_is_bounded_on_the_wire() {
+    // Each record carries a single byte of a hello that is within its limit.
+    let hello = [&[22, 3, 1, 0x20, 4, 1, 0, 0x20, 0][..], &[0; 0x2000]].concat();
+
+    let io = Script::new().bytes(split_records(&hello, 1));
+    let ended = script(io, Some(0x2000)).await;
+
+    ended.is(HandshakeFailure::TooLong, CloseReason::HandshakeFailed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_longer_hello_than_rustls_takes_is_refused_by_it() {
+    let mut hello = vec![1, 2, 0, 0];
+    hello.resize(4 + 0x20000, 0);
+    let mut wire = Vec::new();
+    for part in hello.chunks(1 << 14) {
+        wire.extend_from_slice(&[22, 3, 1]);
+        wire.extend_from_slice(&u16::try_from(part.len()).unwrap().to_be_bytes());
+        wire.extend_from_slice(part);
+    }
+
+    let ended = script(Script::new().bytes(wire), Some(1 << 20)).await;
+
+    assert!(
+        matches!(
+            ended.error.failure(),
+            HandshakeFailure::TooLong | HandshakeFailure::Malformed
+        ),
+        "{:?}",
+        ended.error
+    );
+}
+
+#[test]
+fn a_longest_hello_of_nothing_is_refused() {
+    let (_, server) = town();
+
+    let error = layer(server.serving()).max_hello(0).unwrap_err();
+
+    assert_eq!(error.setting(), "max_hello");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_broken_is_malformed() {
+    let (authority, _) = town();
+    let good = hello(&authority);
+    let mut no_hello = good.clone();
+    no_hello[5] = 2;
+    let mut broken_inside = good.clone();
+    // The length of the session identifier.
+    broken_inside[5 + 4 + 2 + 32] = 77;
+    let mut second_record = good[..].to_vec();
+    second_record.extend_from_slice(b"GET / HTTP/1.1\r\n");
+    for wire in [no_hello, broken_inside, second_record, b"\x16\x03\x01\0\0".to_vec()] {
+        let ended = script(Script::new().bytes(wire), None).await;
+
+        ended.is(HandshakeFailure::Malformed, CloseReason::HandshakeFailed);
+    }
+}
+
+// === Clients that cannot agree
+
+#[tokio::test(start_paused = true)]
+async fn no_version_in_common_is_told_in_an_alert() {
+    let (authority, server) = town();
+    for (ours, theirs) in [(&TLS13, &TLS12), (&TLS12, &TLS13)] {
+        let (ended, heard) =
+            between(server.serving_of(&[ours]), authority.trusting_of(&[theirs])).await;
+
+        ended.is(
+            HandshakeFailure::NoCommonVersion,
+            CloseReason::HandshakeFailed,
+        );
+        assert_eq!(alert(&heard), Some(AlertDescription::ProtocolVersion));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_cipher_in_common_is_told_in_an_alert() {
+    let (authority, server) = town();
+    let only = |suite| {
+        let mut provider = ring::default_provider();
+        provider
+            .cipher_suites
+            .retain(|known| known.suite() == suite);
+        Arc::new(provider)
+    };
+    let ours: Arc<CryptoProvider> = only(CipherSuite::TLS13_AES_128_GCM_SHA256);
+    let server = ServerConfig::builder_with_provider(ours)
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(server.chain.clone(), server.key())
+        .unwrap();
+    let client = ClientConfig::builder_with_provider(only(CipherSuite::TLS13_AES_256_GCM_SHA384))
+        .with_protocol_versions(&[&TLS13])
+        .unwrap()
+        .with_root_certificates(authority.roots())
+        .with_no_client_auth();
+
+    let (ended, heard) = between(server, client).await;
+
+    ended.is(
+        HandshakeFailure::NoCommonCipher,
+        CloseReason::HandshakeFailed,
+    );
+    assert_eq!(alert(&heard), Some(AlertDescription::HandshakeFailure));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_protocol_in_common_is_told_in_an_alert() {
+    let (authority, server) = town();
+    let mut server = server.serving();
+    server.alpn_protocols = vec![b"h2".to_vec()];
+    let mut client = authority.trusting();
+    client.alpn_protocols = vec![b"line".to_vec()];
+
+    let (ended, heard) = between(server, client).await;
+
+    ended.is(HandshakeFailure::NoCommonAlpn, CloseReason::HandshakeFailed);
+    assert_eq!(alert(&heard), Some(AlertDescription::NoApplicationProtocol));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_we_have_no_certificate_for_is_refused() {
+    let (authority, server) = town();
+    let set = CertificateSet::new()
+        .name("example.org", server.certified())
+        .unwrap();
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&BOTH)
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Certificates::new(set)));
+
+    let (ended, heard) = between(config, authority.trusting()).await;
+
+    ended.is(HandshakeFailure::UnknownName, CloseReason::HandshakeFailed);
+    assert_eq!(alert(&heard), Some(AlertDescription::AccessDenied));
+}
+
+// === Certificates that are not accepted
+
+#[tokio::test(start_paused = true)]
+async fn a_client_without_the_certificate_that_it_must_have_is_refused_and_hears_why() {
+    let (authority, server) = town();
+    for version in BOTH {
+        let config = asking_of(&authority, &server, &[version]);
+
+        let (ended, heard) = between(config, authority.trusting()).await;
+
+        ended.is(
+            HandshakeFailure::TheirCertificate,
+            CloseReason::HandshakeFailed,
+        );
+        let expected = match version.version {
+            rustls::ProtocolVersion::TLSv1_3 => AlertDescription::CertificateRequired,
+            _ => AlertDescription::HandshakeFailure,
+        };
+        let heard = alert(&heard);
+        assert!(
+            heard == Some(expected) || heard == Some(AlertDescription::CertificateRequired),
+            "{heard:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_with_a_certificate_of_somebody_else_is_refused() {
+    let (authority, server) = town();
+    let stranger = Authority::new("somebody else").client("mallory");
+
+    let config = asking_of(&authority, &server, &BOTH);
+    let (ended, heard) = between(config, authority.trusting_as(&stranger)).await;
+
+    ended.is(
+        HandshakeFailure::TheirCertificate,
+        CloseReason::HandshakeFailed,
+    );
+    assert_eq!(alert(&heard), Some(AlertDescription::UnknownCA));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_accept_our_certificate_says_so() {
+    let (_, server) = town();
+    for version in BOTH {
+        let stranger = Authority::new("somebody else");
+
+        let client = stranger.trusting_of(&[version]);
+        let (ended, _) = between(server.serving(), client).await;
+
+        ended.is(
+            HandshakeFailure::OurCertificate,
+            CloseReason::HandshakeFailed,
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_certificate_of_ours_is_what_the_client_says_it_is() {
+    let (authority, _) = town();
+    let old = authority.sign(&["a.test"], |params| {
+        params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+    });
+
+    let (ended, _) = between(old.serving(), authority.trusting()).await;
+
+    ended.is(
+        HandshakeFailure::OurCertificate,
+        CloseReason::HandshakeFailed,
+    );
+}
+
+// === What is said of it
+
+#[tokio::test(start_paused = true)]
+async fn probes_are_a_debug_line_and_the_rest_is_worth_an_info() {
+    let (authority, _) = town();
+    let hello = hello(&authority);
+    for (io, level, failure) in [
+        (Script::new(), "DEBUG", "silent"),
+        (Script::new().end(), "DEBUG", "vanished"),
+        (Script::new().bytes("GET /").end(), "DEBUG", "not_tls"),
+        (Script::new().bytes(&hello), "INFO", "late"),
+        (Script::new().bytes(b"\x16\x03\x01\0\0").end(), "INFO", "malformed"),
+    ] {
+        let (log, _on) = Log::start();
+
+        script(io, None).await;
+
+        let lines = log.lines("TLS handshake failed");
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].starts_with(level), "{lines:?}");
+        assert!(lines[0].contains(&format!("failure={failure}")), "{lines:?}");
+        assert!(lines[0].contains("peer=unnamed"), "{lines:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_says_what_it_is_and_keeps_its_cause() {
+    let ended = script(Script::new().bytes("GET /").end(), None).await;
+
+    assert_eq!(
+        ended.error.to_string(),
+        "TLS handshake failed: the peer speaks no TLS"
+    );
+    assert!(find::<HelloError>(&ended.error).is_some());
+    let kinds = [
+        (script(Script::new(), None).await, io::ErrorKind::TimedOut),
+        (
+            script(Script::new().end(), None).await,
+            io::ErrorKind::UnexpectedEof,
+        ),
+        (ended, io::ErrorKind::InvalidData),
+    ];
+    for (ended, kind) in kinds {
+        let error = io::Error::from(ended.error);
+        assert_eq!(error.kind(), kind);
+        assert!(find::<HandshakeError>(&error).is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_handshake_is_nobody_elses() {
+    let (authority, server) = town();
+    let layer = layer(server.serving());
+    let mut kept = Vec::new();
+    for _ in 0..10 {
+        let (mut far, _, served) = open(&layer);
+        far.write_all(b"GET /").await.unwrap();
+        kept.push((far, served));
+    }
+
+    let (far, _, _served) = open(&layer);
+    let mut good = connect(authority.trusting(), "a.test", far)
+        .await
+        .unwrap();
+
+    assert_eq!(exchange(&mut good, "hello").await, "hello");
+    sleep(secs(2)).await;
+    assert_eq!(exchange(&mut good, "still").await, "still");
+}
+
+/// What the layer takes: only so that the example of its documentation is more than one.
+#[tokio::test]
+async fn a_plain_configuration_will_do() {
+    let (authority, server): (Authority, Pair) = town();
+    let layer = TlsAcceptLayer::new(Arc::new(server.serving()));
+    let (near, far) = duplex(64 * 1024);
+    let (_, served) = serve(near, layer.layer(service_fn(echo)));
+
+    let mut client = connect(authority.trusting(), "a.test", far)
+        .await
+        .unwrap();
+    exchange(&mut client, "hello").await;
+    client.shutdown().await.unwrap();
+
+    let ended: Result<(), BoxError> = served.await.unwrap();
+    ended.unwrap();
+}
