@@ -83,6 +83,8 @@
 //! | write stall | 30 s | longer than any pause of a peer that will go on |
 //! | request, handler, reply | 30 s each | what callers wait before they give up themselves |
 //! | replies queued | 64 KiB | one large write; beyond it reading stops |
+//! | TLS handshakes | 256 at once, within 10 s each | two cores are busy with fewer; a few lost packets, no more |
+//! | ClientHello | 16 KiB | as Envoy has it; clients send a tenth of it |
 //! | frame | stated by you | there is no size that is right for all |
 //! | connections | stated by you | it depends on descriptors and memory |
 //! | burst of a rate | what passes in 100 ms, at least 1 KiB | a small message goes out whole, a large one in steps |
@@ -109,6 +111,9 @@
 //! | `tower_net_proxy_headers_total` | counter | `outcome`: `v1`, `v2`, `local`; `ignored`, `direct`, `untrusted` of others; `invalid`, `timeout`, `silent`, `limit`, `failed` | [`proxy_protocol`] |
 //! | `tower_net_detected_total` | counter | `protocol`: the names of the routes, or `other` | [`detect`] |
 //! | `tower_net_throttled_bytes_total` | counter | `direction`: `receive`, `send`; `dry_run`: `true`, `false` | [`throttle`] |
+//! | `tower_net_handshakes_total` | counter | `outcome`: `ok_full`, `ok_resumed`, `abandoned`, or see [`HandshakeFailure`](tls::HandshakeFailure) | [`tls`] |
+//! | `tower_net_handshake_seconds` | histogram | of those that succeeded | [`tls`] |
+//! | `tower_net_tls_reloads_total` | counter | `outcome`: `ok`, or see [`ConfigFault`](tls::ConfigFault) | [`tls`] |
 //! | `tower_net_requests_total` | counter | `service`, `outcome`: `ok`, `failed` | [`frame`] |
 //! | `tower_net_request_seconds` | histogram | `service`, `outcome`; zero for a request that was answered at once | [`frame`] |
 //! | `tower_net_write_queue_bytes` | gauge | `service` | [`frame`] |

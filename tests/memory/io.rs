@@ -1,3 +1,5 @@
+#[cfg(feature = "tls")]
+use std::sync::atomic::Ordering::Relaxed;
 use std::{convert::Infallible, future::poll_fn, io, io::IoSlice, pin::Pin};
 
 use bytes::Bytes;
@@ -8,6 +10,8 @@ use tokio::{
 };
 use tokio_util::either::Either;
 use tower_layer::Layer;
+#[cfg(feature = "tls")]
+use tower_net::tls::{TlsAcceptLayer, TlsIo};
 use tower_net::{
     Conn,
     deadline::{DeadlineIo, DeadlineLayer},
@@ -24,6 +28,11 @@ use tower_net::{
 };
 use tower_service::Service;
 
+#[cfg(feature = "tls")]
+use crate::support::{
+    io::After,
+    pki::{Authority, connect},
+};
 use crate::support::{
     io::{Drip, Script, Vectored},
     service::{millis, secs},
@@ -90,6 +99,35 @@ async fn every_wrapper_but_the_opaque_one_shows_the_socket_below() {
         let expected = (*name != "OpaqueIo").then_some(local);
         assert_eq!(shown, expected, "{name}");
     }
+}
+
+/// A handshake comes first, so it has no row in the table above.
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn the_stream_of_tls_passes_on_vectored_writes_flush_and_shutdown_and_shows_the_socket_below()
+{
+    let (inner, calls) = Vectored::pair();
+    let (mut io, _client) = encrypted(inner).await;
+
+    let written = write_vectored(&mut io, [b"ab", b"cd"]).await;
+    io.flush().await.unwrap();
+    let before_the_end = calls.counts();
+    io.shutdown().await.unwrap();
+
+    assert!(io.is_write_vectored());
+    assert_eq!(written.unwrap(), 4);
+    // Both buffers in one record; the end is announced in another.
+    assert_eq!(before_the_end, [0, 1, 1, 0]);
+    assert_eq!(calls.counts(), [0, 2, 1, 1]);
+    let (near, _far) = tcp_pair().await;
+    let local = near.local_addr().unwrap();
+    let (io, _client) = encrypted(near).await;
+    let shown = io
+        .socket()
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    assert_eq!(shown.as_socket(), Some(local));
 }
 
 #[tokio::test]
@@ -367,6 +405,7 @@ where
 }
 
 /// Hands its stream out and is done.
+#[derive(Clone)]
 struct Keep<J>(std::sync::mpsc::Sender<Conn<J>>);
 
 impl<J: Io> Service<Conn<J>> for Keep<J> {
@@ -385,6 +424,29 @@ impl<J: Io> Service<Conn<J>> for Keep<J> {
         self.0.send(conn).unwrap();
         std::future::ready(Ok(()))
     }
+}
+
+/// A `TlsIo` over `io`, which takes over once the handshake is done.
+#[cfg(feature = "tls")]
+async fn encrypted<I: Io>(
+    io: I,
+) -> (
+    Conn<TlsIo<After<I>>>,
+    tokio_rustls::client::TlsStream<tokio::io::DuplexStream>,
+) {
+    let authority = Authority::new("town hall");
+    let config = authority.server(&["a.test"]).serving();
+    let (near, far) = duplex(64 * 1024);
+    let (io, is_done) = After::new(near, io);
+    let (sender, kept) = std::sync::mpsc::channel();
+    let accepting = TlsAcceptLayer::new(config)
+        .layer(Keep(sender))
+        .call(Conn::new(io, ()));
+    let connecting = connect(authority.trusting(), "a.test", far);
+    let (accepted, connected) = tokio::join!(accepting, connecting);
+    accepted.unwrap();
+    is_done.store(true, Relaxed);
+    (kept.recv().unwrap(), connected.unwrap())
 }
 
 async fn tcp_pair() -> (TcpStream, TcpStream) {

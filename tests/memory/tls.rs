@@ -13,7 +13,8 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_rustls::rustls::{
-    ClientConfig, RootCertStore, ServerConfig, client::Resumption, server::WebPkiClientVerifier,
+    RootCertStore, ServerConfig, SupportedProtocolVersion,
+    server::WebPkiClientVerifier,
     version::{TLS12, TLS13},
 };
 use tower::{ServiceBuilder, service_fn};
@@ -111,7 +112,10 @@ async fn what_the_handshake_settled_is_known_to_the_handler_in_both_versions() {
         assert_eq!(tls.server_name(), Some("example.org"));
         assert_eq!(tls.alpn(), Some(&b"line"[..]));
         assert_eq!(tls.version(), expected);
-        let suite = client.get_ref().1.negotiated_cipher_suite();
+        let suite = client
+            .get_ref()
+            .1
+            .negotiated_cipher_suite();
         assert_eq!(Some(tls.cipher_suite()), suite.unwrap().suite().as_str());
         assert!(!tls.is_resumed());
         assert_eq!(tls.client_certificates().len(), 0);
@@ -189,7 +193,12 @@ async fn the_connections_span_says_version_protocol_and_name() {
 
     let recorded = log.lines("record");
     for part in ["tls=TLSv1.3", "alpn=line", "sni=a.test"] {
-        assert!(recorded.iter().any(|line| line.contains(part)), "{recorded:?}");
+        assert!(
+            recorded
+                .iter()
+                .any(|line| line.contains(part)),
+            "{recorded:?}"
+        );
     }
 }
 
@@ -265,7 +274,15 @@ async fn the_end_is_announced_before_the_stream_ends() {
         assert_eq!(end, 0);
         served.await.unwrap().unwrap();
         assert!(info.close_reason().is_none());
-        assert_eq!(client.get_mut().0.read(&mut [0; 8]).await.unwrap(), 0);
+        assert_eq!(
+            client
+                .get_mut()
+                .0
+                .read(&mut [0; 8])
+                .await
+                .unwrap(),
+            0
+        );
     }
 }
 
@@ -284,10 +301,16 @@ async fn a_lingering_close_works_over_tls_with_and_without_the_peers_goodbye() {
             .await
             .unwrap();
 
-        client.write_all(b"never read").await.unwrap();
+        client
+            .write_all(b"never read")
+            .await
+            .unwrap();
         client.flush().await.unwrap();
         let mut heard = String::new();
-        client.read_to_string(&mut heard).await.unwrap();
+        client
+            .read_to_string(&mut heard)
+            .await
+            .unwrap();
         if says_goodbye {
             client.shutdown().await.unwrap();
         }
@@ -312,14 +335,25 @@ async fn end_of_lines_after(said: &str) -> (String, Option<CloseReason>, Result<
     let mut client = connect(authority.trusting(), "a.test", far)
         .await
         .unwrap();
-    client.write_all(said.as_bytes()).await.unwrap();
+    client
+        .write_all(said.as_bytes())
+        .await
+        .unwrap();
     client.flush().await.unwrap();
 
     // Ends the stream below, and says nothing about it above.
-    client.get_mut().0.shutdown().await.unwrap();
+    client
+        .get_mut()
+        .0
+        .shutdown()
+        .await
+        .unwrap();
     let ended = served.await.unwrap();
     let mut heard = String::new();
-    client.read_to_string(&mut heard).await.unwrap();
+    client
+        .read_to_string(&mut heard)
+        .await
+        .unwrap();
     (heard, info.close_reason(), ended)
 }
 
@@ -348,7 +382,8 @@ async fn a_client_that_just_closes_inside_a_frame_has_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_codec_that_takes_what_is_left_for_a_frame_is_not_asked_after_an_end_that_nobody_announced() {
+async fn a_codec_that_takes_what_is_left_for_a_frame_is_not_asked_after_an_end_that_nobody_announced()
+ {
     let lines = tokio_util::codec::LinesCodec::new();
     let stack = FrameLayer::new(lines).layer(service_fn(async |line: Request<String>| {
         Ok::<_, BoxError>(line.into_message())
@@ -429,7 +464,7 @@ async fn the_first_byte_deadline_below_begins_after_the_handshake() {
 pub(crate) fn asking_of(
     authority: &Authority,
     server: &Pair,
-    versions: &[&'static tokio_rustls::rustls::SupportedProtocolVersion],
+    versions: &[&'static SupportedProtocolVersion],
 ) -> ServerConfig {
     let roots: Arc<RootCertStore> = Arc::new(authority.roots());
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
@@ -439,12 +474,6 @@ pub(crate) fn asking_of(
         .with_client_cert_verifier(verifier.build().unwrap())
         .with_single_cert(server.chain.clone(), server.key())
         .unwrap()
-}
-
-/// A client that remembers nothing.
-pub(crate) fn forgetful(mut config: ClientConfig) -> ClientConfig {
-    config.resumption = Resumption::disabled();
-    config
 }
 
 /// Sends the first record, which is the hello, in records of so many bytes.
@@ -465,7 +494,11 @@ impl<I: AsyncWrite + Unpin> SplitHello<I> {
     }
 
     fn poll_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(pending) = self.pending.as_mut().filter(|pending| !pending.is_empty()) {
+        while let Some(pending) = self
+            .pending
+            .as_mut()
+            .filter(|pending| !pending.is_empty())
+        {
             let written = ready!(Pin::new(&mut self.io).poll_write(cx, pending))?;
             pending.drain(..written);
         }
@@ -477,7 +510,11 @@ pub(crate) fn split_records(record: &[u8], size: usize) -> Vec<u8> {
     let mut split = Vec::new();
     for part in record[5..].chunks(size) {
         split.extend_from_slice(&record[..3]);
-        split.extend_from_slice(&u16::try_from(part.len()).unwrap().to_be_bytes());
+        split.extend_from_slice(
+            &u16::try_from(part.len())
+                .unwrap()
+                .to_be_bytes(),
+        );
         split.extend_from_slice(part);
     }
     split

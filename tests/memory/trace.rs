@@ -78,6 +78,7 @@ async fn the_level_goes_by_the_reason() {
             CloseReason::Aborted | CloseReason::Error | CloseReason::Panic => Level::WARN,
             CloseReason::Age | CloseReason::Drain | CloseReason::Idle => Level::DEBUG,
             CloseReason::Peer | CloseReason::Served => Level::DEBUG,
+            CloseReason::HandshakeFailed | CloseReason::Reclaimed => Level::DEBUG,
             _ => Level::INFO,
         };
         let closed = log.lines("closed");

@@ -314,6 +314,83 @@ impl AsyncWrite for Vectored {
     }
 }
 
+/// One stream, and after it another: told when.
+#[derive(Debug)]
+pub struct After<I> {
+    first: DuplexStream,
+    then: I,
+    is_then: Arc<AtomicBool>,
+}
+
+impl<I: Io> After<I> {
+    pub fn new(first: DuplexStream, then: I) -> (Self, Arc<AtomicBool>) {
+        let is_then = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&is_then);
+        (
+            Self {
+                first,
+                then,
+                is_then,
+            },
+            told,
+        )
+    }
+
+    fn io(&mut self) -> Pin<&mut dyn Io> {
+        if self.is_then.load(Relaxed) {
+            Pin::new(&mut self.then)
+        } else {
+            Pin::new(&mut self.first)
+        }
+    }
+}
+
+impl<I: Io> Io for After<I> {
+    fn socket(&self) -> Option<SockRef<'_>> {
+        self.then.socket()
+    }
+}
+
+impl<I: Io> AsyncRead for After<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.io().poll_read(cx, buf)
+    }
+}
+
+impl<I: Io> AsyncWrite for After<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.io().poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.io().poll_write_vectored(cx, bufs)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.then.is_write_vectored()
+    }
+}
+
 /// A stream that notes, when it is dropped, whether its close is a reset.
 #[derive(Debug)]
 pub struct Witness<I: Io> {

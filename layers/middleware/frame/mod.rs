@@ -34,6 +34,7 @@
 //! |---|---|---|
 //! | end of stream between frames | finishes what is in flight, closes | `peer` |
 //! | end of stream inside a frame | the same, with an error | `protocol` |
+//! | the same without a word, TLS without `close_notify` | the same; inside a frame the codec is not asked for a last one | `peer`, `protocol` |
 //! | bytes that are no frame | finishes what is before them, a [last reply](LastReply), an orderly close | `protocol`, `oversize` |
 //! | a frame over the limit that is skipped | a [last reply](LastReply) in its place, and on | |
 //! | request late | as for bad bytes | `request` |

@@ -252,11 +252,7 @@ impl Shared {
     }
 
     /// The bytes of the ClientHello, and none behind its record.
-    async fn read_hello<I: Io>(
-        &self,
-        io: &mut I,
-        ticket: &Ticket,
-    ) -> Result<BytesMut, Failed<I>> {
+    async fn read_hello<I: Io>(&self, io: &mut I, ticket: &Ticket) -> Result<BytesMut, Failed<I>> {
         let mut reader = HelloReader::new(self.max_hello);
         let most = reader.most_on_the_wire();
         let mut seen = BytesMut::new();
@@ -295,11 +291,14 @@ async fn begin<I: Io>(hello: &[u8], io: I) -> Result<StartHandshake<I>, Failed<I
     }
     // The record goes on behind the hello: a record is taken whole or not at all.
     let mut accepting = pin!(LazyConfigAcceptor::new(acceptor, io));
-    accepting.as_mut().await.map_err(|error| {
-        let mut failed = Failed::new(class_of(&error), error);
-        failed.io = accepting.take_io();
-        failed
-    })
+    accepting
+        .as_mut()
+        .await
+        .map_err(|error| {
+            let mut failed = Failed::new(class_of(&error), error);
+            failed.io = accepting.take_io();
+            failed
+        })
 }
 
 /// Why there is no hello, and what its sender is told.

@@ -66,8 +66,10 @@ impl CertificateSet {
             Some(behind) => (behind, format!("any.{behind}"), &mut self.wildcard),
             None => (name, name.to_owned(), &mut self.exact),
         };
-        let bad_name = || TlsConfigError::new(ConfigFault::BadName).for_name(name);
-        let exact = DnsName::try_from(exact).map_err(|_| bad_name())?;
+        let exact = DnsName::try_from(exact)
+            .ok()
+            .filter(|_| !behind.is_empty())
+            .ok_or_else(|| TlsConfigError::new(ConfigFault::BadName).for_name(name))?;
         check(&certificate).map_err(|error| error.for_name(name))?;
         check_name(&certificate, exact).map_err(|error| error.for_name(name))?;
         map.insert(canonical(behind), certificate);

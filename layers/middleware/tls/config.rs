@@ -125,7 +125,8 @@ impl TlsConfigError {
     }
 
     pub(super) fn in_file(mut self, file: &Path) -> Self {
-        self.file.get_or_insert_with(|| file.into());
+        self.file
+            .get_or_insert_with(|| file.into());
         self
     }
 
@@ -163,7 +164,9 @@ impl fmt::Display for TlsConfigError {
             ConfigFault::KeyMismatch => "private key is not that of the certificate",
             ConfigFault::NoCertificate => "no certificate",
             ConfigFault::NoKey => "no private key",
-            ConfigFault::NoProvider => "no crypto provider was given, and the process has no default",
+            ConfigFault::NoProvider => {
+                "no crypto provider was given, and the process has no default"
+            }
             ConfigFault::NotYetValid => "certificate is not valid yet",
             ConfigFault::Provider => "crypto provider cannot do what is asked of it",
             ConfigFault::Unreadable => "cannot be read",

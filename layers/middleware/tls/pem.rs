@@ -165,11 +165,7 @@ impl PemFiles {
         };
         let contents = self.read(&provider)?;
         let certificates = Certificates::new(contents.certificates);
-        let config = self.configure(
-            &provider,
-            &certificates,
-            contents.authorities.as_deref(),
-        )?;
+        let config = self.configure(&provider, &certificates, contents.authorities.as_deref())?;
         Ok(Reload::new(
             self,
             provider,

@@ -183,16 +183,22 @@ fn time(validity: &mut Der<'_>) -> Option<u64> {
 }
 
 fn number(digits: &[u8]) -> Option<u64> {
-    digits.iter().try_fold(0, |number, digit| {
-        digit
-            .is_ascii_digit()
-            .then(|| number * 10 + u64::from(digit - b'0'))
-    })
+    digits
+        .iter()
+        .try_fold(0, |number, digit| {
+            digit
+                .is_ascii_digit()
+                .then(|| number * 10 + u64::from(digit - b'0'))
+        })
 }
 
 /// Days of the Gregorian calendar, counted in years that begin in March, so that a leap day is the last.
 fn days_since_1970(year: u64, month: u64, day: u64) -> Option<u64> {
-    let year = if month < 3 { year.checked_sub(1)? } else { year };
+    let year = if month < 3 {
+        year.checked_sub(1)?
+    } else {
+        year
+    };
     let month = (month + 9) % 12;
     let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1;
     days.checked_sub(719_468)
@@ -218,8 +224,14 @@ const KINDS: &[(&[u8], &str)] = &[
     (&[0x55, 4, 9], "STREET"),
     (&[0x55, 4, 10], "O"),
     (&[0x55, 4, 11], "OU"),
-    (&[0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, 1], "UID"),
-    (&[0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, 25], "DC"),
+    (
+        &[0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, 1],
+        "UID",
+    ),
+    (
+        &[0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, 25],
+        "DC",
+    ),
 ];
 
 #[cfg(test)]
@@ -253,7 +265,13 @@ mod tests {
 
     #[test]
     fn what_is_no_certificate_says_nothing() {
-        for bytes in [&b""[..], b"\x30", b"\x30\x80", b"\x30\x84\xff\xff\xff\xff", b"\x30\x02\x30\x7f"] {
+        for bytes in [
+            &b""[..],
+            b"\x30",
+            b"\x30\x80",
+            b"\x30\x84\xff\xff\xff\xff",
+            b"\x30\x02\x30\x7f",
+        ] {
             assert_eq!((subject(bytes), validity(bytes)), (None, None), "{bytes:?}");
         }
     }
