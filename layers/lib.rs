@@ -111,6 +111,7 @@
 //! | `tower_net_proxy_headers_total` | counter | `outcome`: `v1`, `v2`, `local`; `ignored`, `direct`, `untrusted` of others; `invalid`, `timeout`, `silent`, `limit`, `failed` | [`proxy_protocol`] |
 //! | `tower_net_detected_total` | counter | `protocol`: the names of the routes, or `other` | [`detect`] |
 //! | `tower_net_throttled_bytes_total` | counter | `direction`: `receive`, `send`; `dry_run`: `true`, `false` | [`throttle`] |
+//! | `tower_net_handshakes_pending` | gauge | | [`Handshakes`] |
 //! | `tower_net_handshakes_total` | counter | `outcome`: `ok_full`, `ok_resumed`, `abandoned`, or see [`HandshakeFailure`](tls::HandshakeFailure) | [`tls`] |
 //! | `tower_net_handshake_seconds` | histogram | of those that succeeded | [`tls`] |
 //! | `tower_net_tls_reloads_total` | counter | `outcome`: `ok`, or see [`ConfigFault`](tls::ConfigFault) | [`tls`] |
@@ -127,6 +128,9 @@
 //! | feature | room | brings |
 //! |---|---|---|
 //! | `proxy-protocol` | [`proxy_protocol`] | `crc32c` |
+//! | feature | brings |
+//! |---|---|
+//! | `tls` | [`tls`]: rustls, with the crypto provider of your choice |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![doc(test(attr(deny(warnings))))]

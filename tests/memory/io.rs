@@ -405,8 +405,13 @@ where
 }
 
 /// Hands its stream out and is done.
-#[derive(Clone)]
 struct Keep<J>(std::sync::mpsc::Sender<Conn<J>>);
+
+impl<J> Clone for Keep<J> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
 
 impl<J: Io> Service<Conn<J>> for Keep<J> {
     type Response = ();
