@@ -49,7 +49,11 @@ mod tls_certificates;
 #[cfg(feature = "tls")]
 mod tls_failures;
 #[cfg(feature = "tls")]
+mod tls_files;
+#[cfg(feature = "tls")]
 mod tls_limits;
+#[cfg(feature = "tls")]
+mod tls_refusals;
 mod trace;
 mod vectors;
 mod ways_out;

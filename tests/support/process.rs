@@ -97,6 +97,11 @@ impl Process {
         self.signal(Signal::INT);
     }
 
+    /// Sends SIGHUP.
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
+    }
+
     /// Sends SIGKILL, and waits for its end.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();

@@ -29,4 +29,6 @@ mod stack;
     reason = "each test binary uses its own part of it"
 )]
 mod support;
+#[cfg(feature = "tls")]
+mod tls;
 mod unix;

@@ -19,7 +19,7 @@ use crate::{
         error::{BoxError, ConfigError},
         io::{
             Io, Linger, has_left, linger,
-            prelude::{PreludeError, read_on},
+            prelude::{PreludeError, take},
         },
         time::{later, now},
     },

@@ -34,23 +34,23 @@ impl TlsConfig {
         Arc::clone(&current.unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes another configuration, just as it is; returns the one before. Sessions of clients are not resumed,
-    /// unless the two share their store or ticketer.
-    pub fn swap(&self, config: impl Into<Arc<ServerConfig>>) -> Arc<ServerConfig> {
+    /// Takes another configuration, just as it is. Sessions of clients are not resumed, unless the two share their
+    /// store or ticketer.
+    pub fn swap(&self, config: impl Into<Arc<ServerConfig>>) {
+        let config = config.into();
         let current = self.current.write();
-        let mut current = current.unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut current, config.into())
+        *current.unwrap_or_else(PoisonError::into_inner) = config;
     }
 
     /// As [`swap`](Self::swap), with the present store of sessions and ticketer, so that clients can go on resuming.
     ///
     /// Only for a configuration that asks for the same client certificates: a session that is resumed counts as
     /// checked by whoever it began with, and rustls does not check again.
-    pub fn swap_keeping_sessions(&self, mut config: ServerConfig) -> Arc<ServerConfig> {
+    pub fn swap_keeping_sessions(&self, mut config: ServerConfig) {
         let current = self.current();
         config.session_storage = Arc::clone(&current.session_storage);
         config.ticketer = Arc::clone(&current.ticketer);
-        self.swap(config)
+        self.swap(config);
     }
 }
 

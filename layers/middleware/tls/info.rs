@@ -79,6 +79,7 @@ impl TlsInfo {
     }
 
     /// The client's certificates in DER, its own first; none unless it was asked for one and it was accepted.
+    #[must_use]
     pub fn client_certificates(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         self.client_chain
             .iter()
