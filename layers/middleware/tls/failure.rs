@@ -226,6 +226,8 @@ fn class_of_incompatible(what: &PeerIncompatible) -> HandshakeFailure {
         PeerIncompatible::Tls12NotOffered
         | PeerIncompatible::Tls12NotOfferedOrEnabled
         | PeerIncompatible::SupportedVersionsExtensionRequired
+        // What rustls misses first in a hello of TLS 1.1.
+        | PeerIncompatible::SignatureAlgorithmsExtensionRequired
         | PeerIncompatible::ServerDoesNotSupportTls12Or13
         | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig => {
             HandshakeFailure::NoCommonVersion

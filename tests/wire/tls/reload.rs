@@ -57,10 +57,9 @@ async fn a_hundred_reloads_under_load_fail_no_handshake_and_drop_no_connection()
     assert_eq!(fresh.shown(), last.unwrap().chain[0].as_ref());
     assert_eq!(established.call("still").await.unwrap(), "still");
     let dialled = dialled.load(Relaxed) as f64 + 2.0;
-    assert_eq!(
-        town.outcome("ok_full") + town.outcome("ok_resumed"),
-        dialled
-    );
+    let succeeded = || town.outcome("ok_full") + town.outcome("ok_resumed");
+    // A client of TLS 1.3 is done a little before we are.
+    until(|| succeeded() == dialled).await;
     // Clients went on resuming across the reloads.
     assert!(town.outcome("ok_resumed") > dialled / 2.0);
     assert_eq!(
