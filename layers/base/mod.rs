@@ -6,4 +6,5 @@ mod macros;
 pub(crate) mod client_hello;
 pub mod error;
 pub mod io;
+pub(crate) mod sync;
 pub(crate) mod time;

@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use metrics::{Counter, counter};
 use pin_project_lite::pin_project;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -26,7 +25,7 @@ use crate::{
         io::{GuardedIo, Io},
         time::KeepsTime,
     },
-    conn::{CloseReason, Conn, Safeguard},
+    conn::{CloseReason, Conn, Safeguard, refusals::Refusals},
 };
 
 /// What becomes of the connection that is one too many.
@@ -49,12 +48,13 @@ pub enum OverLimit {
 pub struct ConnectionLimitLayer {
     shared: Arc<Shared>,
     over: OverLimit,
+    refusals: Refusals,
 }
 
+#[derive(Debug)]
 struct Shared {
     limit: usize,
     places: Arc<Semaphore>,
-    refused: Counter,
     keeps_time: KeepsTime,
     /// [`OverLimit::WaitUpTo`] is over, until there is a place again.
     patience_gone: AtomicBool,
@@ -77,11 +77,11 @@ impl ConnectionLimitLayer {
             shared: Arc::new(Shared {
                 limit,
                 places: Arc::new(Semaphore::new(limit)),
-                refused: counter!("tower_net_refused_total", "reason" => CloseReason::Limit.label()),
                 keeps_time: KeepsTime::default(),
                 patience_gone: AtomicBool::new(false),
             }),
             over: OverLimit::default(),
+            refusals: Refusals::new(CloseReason::Limit),
         })
     }
 
@@ -89,6 +89,15 @@ impl ConnectionLimitLayer {
     #[must_use]
     pub fn over_limit(mut self, over: OverLimit) -> Self {
         self.over = over;
+        self
+    }
+
+    /// Only counts those that it would have reset or left waiting, and serves them without a place. Default: off.
+    ///
+    /// So the number of connections is not bounded; places in use are those that there would have been.
+    #[must_use]
+    pub fn dry_run(mut self, on: bool) -> Self {
+        self.refusals.dry_run(on);
         self
     }
 
@@ -109,6 +118,7 @@ impl<S> Layer<S> for ConnectionLimitLayer {
             inner,
             shared: Arc::clone(&self.shared),
             over: self.over,
+            refusals: self.refusals.clone(),
             places: PollSemaphore::new(Arc::clone(&self.shared.places)),
             place: None,
             patience: None,
@@ -122,6 +132,7 @@ pub struct ConnectionLimit<S> {
     inner: S,
     shared: Arc<Shared>,
     over: OverLimit,
+    refusals: Refusals,
     places: PollSemaphore,
     place: Option<OwnedSemaphorePermit>,
     patience: Option<Pin<Box<Sleep>>>,
@@ -129,7 +140,8 @@ pub struct ConnectionLimit<S> {
 
 impl<S> ConnectionLimit<S> {
     fn poll_place(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NoTimer>> {
-        if self.place.is_some() || self.over == OverLimit::Reset {
+        let may_wait = self.over != OverLimit::Reset && !self.refusals.is_dry_run();
+        if self.place.is_some() || !may_wait {
             return Poll::Ready(Ok(()));
         }
         if let Poll::Ready(place) = self.places.poll_acquire(cx) {
@@ -170,6 +182,7 @@ impl<S: Clone> Clone for ConnectionLimit<S> {
             inner: self.inner.clone(),
             shared: Arc::clone(&self.shared),
             over: self.over,
+            refusals: self.refusals.clone(),
             places: self.places.clone(),
             // A clone has not been made ready.
             place: None,
@@ -201,15 +214,17 @@ where
                 .try_acquire_owned()
                 .ok()
         });
-        let Some(place) = place else {
-            self.shared.refused.increment(1);
+        if place.is_none() && self.refusals.refuse() {
             conn.refuse(CloseReason::Limit);
             return ConnectionLimitFuture::Refused {
                 limit: self.shared.limit,
             };
-        };
-        let passed = &conn.info().passed;
-        passed.mark(Safeguard::ConnectionLimit);
+        }
+        if !self.refusals.is_dry_run() {
+            conn.info()
+                .passed
+                .mark(Safeguard::ConnectionLimit);
+        }
         let conn = conn.map_io(|io| GuardedIo::new(io, Place { _permit: place }));
         ConnectionLimitFuture::Admitted {
             inner: self.inner.call(conn),
@@ -247,10 +262,10 @@ where
     }
 }
 
-/// A place under the limit, which the stream holds.
+/// A place under the limit, which the stream holds; nothing for the surplus of a dry run.
 #[derive(Debug)]
 pub struct Place {
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// Reads how full a limit is; see [`ConnectionLimitLayer::handle`].
@@ -306,14 +321,5 @@ impl Error for Full {}
 impl From<Full> for io::Error {
     fn from(error: Full) -> Self {
         Self::new(io::ErrorKind::ConnectionRefused, error)
-    }
-}
-
-impl fmt::Debug for Shared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared")
-            .field("limit", &self.limit)
-            .field("places", &self.places)
-            .finish_non_exhaustive()
     }
 }
