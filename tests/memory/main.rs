@@ -28,6 +28,7 @@ mod frame_leave;
 mod handshakes;
 mod io;
 mod limit;
+mod limit_per_peer;
 mod meter;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_connect;

@@ -235,6 +235,13 @@ impl PerPeerLimitHandle {
         self.places.table.count(0)
     }
 
+    /// The memory that the table takes once every slot of it has been used, in bytes. Until then it takes less, and
+    /// never more.
+    #[must_use]
+    pub fn table_bytes(&self) -> usize {
+        self.places.table.bytes()
+    }
+
     /// The peers with the most connections, most first.
     ///
     /// It goes through the whole table, 36 bytes for each peer of its capacity: about a millisecond for the default

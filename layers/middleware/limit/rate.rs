@@ -302,6 +302,13 @@ impl ConnectRateHandle {
         self.shared.table.count(now)
     }
 
+    /// The memory that the table takes once every slot of it has been used, in bytes. Until then it takes less, and
+    /// never more.
+    #[must_use]
+    pub fn table_bytes(&self) -> usize {
+        self.shared.table.bytes()
+    }
+
     /// The peers that have used up the most of their burst, most first; one that waits has used more than all of it.
     ///
     /// It goes through the whole table, 36 bytes for each peer of its capacity: about a millisecond for the default

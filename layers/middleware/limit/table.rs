@@ -69,7 +69,7 @@ impl Table {
         let hash = self.hasher.hash_one(key);
         let shard = &self.shards[hash as usize % self.shards.len()];
         // Three numbers out of one: the lowest 6 bits, the next 29, the last 29.
-        let bucket = |part: u64| ((part & PART) * self.buckets >> PART_BITS) as usize * BUCKET;
+        let bucket = |part: u64| (((part & PART) * self.buckets) >> PART_BITS) as usize * BUCKET;
         let buckets = [bucket(hash >> 6), bucket(hash >> 35)];
 
         let mut slots = shard.lock();
@@ -121,7 +121,7 @@ impl Table {
             .collect()
     }
 
-    /// What it takes when every slot has been used.
+    /// The memory that it takes once every slot has been used.
     pub(super) fn bytes(&self) -> usize {
         let slots = self.buckets as usize * BUCKET * size_of::<Slot>();
         self.shards.len() * (size_of::<Shard>() + slots)
