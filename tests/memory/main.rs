@@ -29,6 +29,8 @@ mod handshakes;
 mod io;
 mod limit;
 mod limit_per_peer;
+mod limit_rate;
+mod limit_table;
 mod meter;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_connect;
