@@ -31,6 +31,7 @@ mod limit;
 mod limit_per_peer;
 mod limit_rate;
 mod limit_table;
+mod limit_vectors;
 mod meter;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_connect;
