@@ -54,6 +54,11 @@ impl Deadline {
         }
     }
 
+    fn later(self, by: Duration) -> Self {
+        self.instant()
+            .map_or(Self::NEVER, |instant| Self::after(instant, by))
+    }
+
     /// The point in time, or `None` for never.
     #[must_use]
     pub fn instant(self) -> Option<Instant> {
@@ -91,7 +96,7 @@ impl Deadline {
     #[must_use]
     pub fn current() -> Self {
         match AMBIENT.get() {
-            Ambient::Outside => Self::NEVER,
+            Ambient::Outside | Ambient::Spared(_) | Ambient::SparedBy(_) => Self::NEVER,
             Ambient::At(deadline) => deadline,
             Ambient::Fresh(limit) => {
                 let deadline = Self::within(limit);
@@ -123,6 +128,10 @@ pub(crate) enum Ambient {
     Fresh(Duration),
     /// A known point.
     At(Deadline),
+    /// As `Fresh`, in a dry run: it is kept count of, and the handler sees none.
+    Spared(Duration),
+    /// As `At`, in a dry run.
+    SparedBy(Deadline),
 }
 
 impl Ambient {
@@ -136,8 +145,25 @@ impl Ambient {
     /// The point in time, if it is known.
     pub(crate) fn deadline(self) -> Option<Deadline> {
         match self {
-            Self::At(deadline) => Some(deadline),
-            Self::Outside | Self::Fresh(_) => None,
+            Self::At(deadline) | Self::SparedBy(deadline) => Some(deadline),
+            Self::Outside | Self::Fresh(_) | Self::Spared(_) => None,
+        }
+    }
+
+    /// The same, at a known point for what begins at `start`.
+    pub(crate) fn from(self, start: Instant) -> Self {
+        match self {
+            Self::Fresh(limit) => Self::At(Deadline::after(start, limit)),
+            Self::Spared(limit) => Self::SparedBy(Deadline::after(start, limit)),
+            Self::Outside | Self::At(_) | Self::SparedBy(_) => self,
+        }
+    }
+
+    /// The same, with another point in time.
+    pub(crate) fn at(self, deadline: Deadline) -> Self {
+        match self {
+            Self::Spared(_) | Self::SparedBy(_) => Self::SparedBy(deadline),
+            Self::Outside | Self::Fresh(_) | Self::At(_) => Self::At(deadline),
         }
     }
 
@@ -146,10 +172,8 @@ impl Ambient {
         match self {
             Self::Outside => Self::Outside,
             Self::Fresh(limit) => Self::Fresh(limit.saturating_add(by)),
-            Self::At(deadline) => Self::At(match deadline.instant() {
-                Some(instant) => Deadline::after(instant, by),
-                None => Deadline::NEVER,
-            }),
+            Self::Spared(limit) => Self::Spared(limit.saturating_add(by)),
+            Self::At(deadline) | Self::SparedBy(deadline) => self.at(deadline.later(by)),
         }
     }
 

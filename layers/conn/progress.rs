@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use crate::conn::{
-    ConnInfo,
+    CloseReason, ConnInfo,
     waits::{NEVER, Stamp, Waits, plus},
     watch::Limits,
 };
@@ -31,6 +31,11 @@ impl Mark {
             *fresh = true;
         }
         plus(self.at, limit)
+    }
+
+    /// It is over and spared: not again before something else is seen.
+    pub(crate) fn spare(&mut self) {
+        self.at = NEVER;
     }
 }
 
@@ -72,7 +77,8 @@ impl Rates {
             || (limits.min_rate_out > 0 && waits.blocked.get() && self.outgoing.is_none())
     }
 
-    /// When to look next; `Err` if bytes have moved too slowly.
+    /// When to look next; `Err` if bytes have moved too slowly. What is spared is not too slow again before it
+    /// has begun anew.
     pub(crate) fn look(
         &mut self,
         now: Stamp,
@@ -84,14 +90,14 @@ impl Rates {
         if limits.min_rate_in > 0 && waits.receiving.get() {
             let turn = waits.turn.load(Relaxed);
             self.incoming
-                .judge(waits.moved_in(), now, span, limits.min_rate_in)?;
+                .judge(waits.moved_in(), now, limits.min_rate_in, limits)?;
             next = self
                 .incoming
                 .open(turn, waits.moved_in(), now, span);
         }
         if limits.min_rate_out > 0 && waits.blocked.get() {
             self.outgoing
-                .judge(waits.moved_out(), now, span, limits.min_rate_out)?;
+                .judge(waits.moved_out(), now, limits.min_rate_out, limits)?;
             next = next.min(
                 self.outgoing
                     .open(0, waits.moved_out(), now, span),
@@ -125,15 +131,19 @@ impl Window {
     }
 
     /// Closes the window if it is over, by what moved in it.
-    fn judge(&mut self, moved: u64, now: Stamp, span: Duration, rate: u64) -> Result<(), TooSlow> {
-        if self.is_none() || now < plus(self.begun, span) {
+    fn judge(&mut self, moved: u64, now: Stamp, rate: u64, limits: &Limits) -> Result<(), TooSlow> {
+        if self.is_none() || now < plus(self.begun, limits.rate_window) {
             return Ok(());
         }
         let due = u128::from(rate) * u128::from(now - self.begun) / 1_000_000_000;
-        if u128::from(moved - self.moved) < due {
+        if u128::from(moved - self.moved) >= due {
+            *self = Self::NONE;
+        } else if limits.spares(CloseReason::MinRate) {
+            // It never ends, until what it belongs to does.
+            self.begun = NEVER;
+        } else {
             return Err(TooSlow);
         }
-        *self = Self::NONE;
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! What limits and deadlines have done, or in a dry run would have.
 
+use std::sync::Arc;
+
 use metrics::{Counter, counter};
 
 use crate::conn::CloseReason;
@@ -38,6 +40,29 @@ impl Refusals {
             self.refused.increment(1);
         }
         !self.dry_run
+    }
+}
+
+/// Counts what the deadlines of one layer spare in a dry run, by the reason that it would have ended for.
+#[derive(Debug, Clone)]
+pub(crate) struct Spared {
+    counters: Arc<[(CloseReason, Counter)]>,
+}
+
+impl Spared {
+    /// The metrics' handles are made here, once.
+    pub(crate) fn new<const N: usize>(reasons: [CloseReason; N]) -> Self {
+        Self {
+            counters: Arc::new(reasons.map(|reason| (reason, spared(reason)))),
+        }
+    }
+
+    /// Counts so many.
+    pub(crate) fn count(&self, which: CloseReason, times: u64) {
+        let mut counters = self.counters.iter();
+        if let Some((_, counter)) = counters.find(|(reason, _)| *reason == which) {
+            counter.increment(times);
+        }
     }
 }
 

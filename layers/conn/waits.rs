@@ -52,6 +52,8 @@ pub(crate) struct Waits {
     pub(crate) driven: Flag,
     /// There is a watch that looks here.
     pub(crate) watched: Flag,
+    /// A late reply is for the crossing to count, and no end.
+    pub(crate) spares_replies: Flag,
     pub(crate) suspended: AtomicU32,
     /// Time that was given to what is under way, in nanoseconds, and that the crossing has not taken yet.
     extra: AtomicU64,
@@ -88,6 +90,7 @@ impl Waits {
             receiving: Flag::default(),
             driven: Flag::default(),
             watched: Flag::default(),
+            spares_replies: Flag::default(),
             suspended: AtomicU32::new(0),
             extra: AtomicU64::new(0),
             late: AtomicU8::new(0),
@@ -164,7 +167,7 @@ impl Waits {
         }
     }
 
-    /// Tells the crossing that a request or its handler is late.
+    /// Tells the crossing what is late.
     pub(crate) fn set_late(&self, late: Late) {
         self.late.fetch_or(late as u8, Relaxed);
     }
@@ -194,6 +197,7 @@ impl Waits {
 pub(crate) enum Late {
     Request = 1,
     Handler = 2,
+    Reply = 4,
 }
 
 /// A switch with one writer.

@@ -21,17 +21,18 @@ use pin_project_lite::pin_project;
 use tokio::task::coop::has_budget_remaining;
 
 use crate::{
-    base::time::{Timer, now},
+    base::time::{FOREVER, Timer, now},
     conn::{
         CloseReason, ConnInfo, Elapsed,
         progress::{Mark, Rates, TooSlow, progress},
+        refusals::Spared,
         turn::Turn,
         waits::{Late, NEVER, Stamp, plus},
     },
 };
 
 /// How long each wait may take; [`Duration::MAX`] is for ever.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Limits {
     pub(crate) first_byte: Duration,
     pub(crate) idle: Duration,
@@ -43,6 +44,8 @@ pub(crate) struct Limits {
     pub(crate) min_rate_in: u64,
     pub(crate) min_rate_out: u64,
     pub(crate) rate_window: Duration,
+    /// In a dry run, what counts the limits that pass.
+    pub(crate) spared: Option<Spared>,
 }
 
 impl Limits {
@@ -57,7 +60,25 @@ impl Limits {
         min_rate_in: 0,
         min_rate_out: 0,
         rate_window: Duration::MAX,
+        spared: None,
     };
+
+    /// What [`spared`](Self::spared) has to count.
+    pub(crate) const REASONS: [CloseReason; 5] = [
+        CloseReason::FirstByte,
+        CloseReason::Idle,
+        CloseReason::WriteStall,
+        CloseReason::Age,
+        CloseReason::MinRate,
+    ];
+
+    /// A limit has passed: whether that is only counted, which this does.
+    pub(crate) fn spares(&self, which: CloseReason) -> bool {
+        if let Some(spared) = &self.spared {
+            spared.count(which, 1);
+        }
+        self.spared.is_some()
+    }
 
     fn tick(&self) -> Duration {
         (self.idle.min(self.write_stall) / 16).max(Duration::from_millis(1))
@@ -219,7 +240,7 @@ impl Watch {
 
     fn times_idle(&self, info: &ConnInfo) -> bool {
         // Before the first byte the first-byte deadline has the word, if there is one.
-        let spoke = info.waits.moved_in() > 0 || self.first_byte_by == NEVER;
+        let spoke = info.waits.moved_in() > 0 || self.limits.first_byte >= FOREVER;
         self.limits.idle != Duration::MAX && spoke && info.waits.is_idle()
     }
 
@@ -239,13 +260,15 @@ impl Watch {
             return Ok(next);
         }
         if waits.moved_in() == 0 {
-            let by = self.first_byte_by;
-            next = next.min(self.due(by, now, CloseReason::FirstByte)?);
+            let by = self.due(self.first_byte_by, now, CloseReason::FirstByte)?;
+            *self.as_mut().project().first_byte_by = by;
+            next = next.min(by);
         }
         next = next.min(look_at_io_deadlines(now, info)?);
         for (by, which) in [
             (&waits.request_by, Late::Request),
             (&waits.handler_by, Late::Handler),
+            (&waits.reply_by, Late::Reply),
         ] {
             next = next.min(by.get());
             if by.get() <= now {
@@ -253,20 +276,19 @@ impl Watch {
                 return Err(self.late(info, which));
             }
         }
-        next = next.min(self.due(waits.reply_by.get(), now, CloseReason::Reply)?);
 
         let mut fresh = false;
         if self.times_idle(info) {
             let (mut mark, limit) = (self.idle, self.limits.idle);
             let by = mark.over_by(progress(info), now, limit, &mut fresh);
+            next = next.min(self.due_of(&mut mark, by, now, CloseReason::Idle)?);
             *self.as_mut().project().idle = mark;
-            next = next.min(self.due(by, now, CloseReason::Idle)?);
         }
         if self.times_stall(info) {
             let (mut mark, limit) = (self.stall, self.limits.write_stall);
             let by = mark.over_by(waits.moved_out(), now, limit, &mut fresh);
+            next = next.min(self.due_of(&mut mark, by, now, CloseReason::WriteStall)?);
             *self.as_mut().project().stall = mark;
-            next = next.min(self.due(by, now, CloseReason::WriteStall)?);
         }
         *self.as_mut().project().ticking = fresh;
         if fresh {
@@ -297,6 +319,9 @@ impl Watch {
         if self.age_by <= now {
             let this = self.project();
             *this.age_by = NEVER;
+            if this.limits.spares(CloseReason::Age) {
+                return Ok(NEVER);
+            }
             *this.gone_by = plus(now, this.limits.age_grace);
             info.ending
                 .tell_to_leave(CloseReason::Age);
@@ -305,16 +330,20 @@ impl Watch {
         Ok(self.age_by.min(self.gone_by))
     }
 
-    /// A request or its handler is late: a crossing ends such a connection itself, with a last reply.
+    /// A request or its handler is late: a crossing ends such a connection itself, with a last reply. One that
+    /// does not take its replies is not told, unless they are only counted.
     fn late(&self, info: &ConnInfo, which: Late) -> Verdict {
-        if info.waits.driven.get() {
-            info.waits.set_late(which);
+        let waits = &info.waits;
+        let (reason, tells) = match which {
+            Late::Request => (CloseReason::Request, true),
+            Late::Handler => (CloseReason::Handler, true),
+            Late::Reply => (CloseReason::Reply, waits.spares_replies.get()),
+        };
+        if tells && waits.driven.get() {
+            waits.set_late(which);
             return Verdict::Told;
         }
-        Verdict::Over(self.elapsed(match which {
-            Late::Request => CloseReason::Request,
-            Late::Handler => CloseReason::Handler,
-        }))
+        Verdict::Over(self.elapsed(reason))
     }
 
     /// Keeps the time during which deadlines are stopped, and gives it back when they run again.
@@ -367,9 +396,28 @@ impl Watch {
         this.timer.poll(cx)
     }
 
+    /// When it is over, unless it is. In a dry run what is over is counted, and then never.
     fn due(&self, by: Stamp, now: Stamp, which: CloseReason) -> Result<Stamp, Verdict> {
-        if by <= now {
-            return Err(Verdict::Over(self.elapsed(which)));
+        if by > now {
+            return Ok(by);
+        }
+        if self.limits.spares(which) {
+            return Ok(NEVER);
+        }
+        Err(Verdict::Over(self.elapsed(which)))
+    }
+
+    /// The same, for as long as nothing moves.
+    fn due_of(
+        &self,
+        mark: &mut Mark,
+        by: Stamp,
+        now: Stamp,
+        which: CloseReason,
+    ) -> Result<Stamp, Verdict> {
+        let by = self.due(by, now, which)?;
+        if by == NEVER {
+            mark.spare();
         }
         Ok(by)
     }

@@ -30,6 +30,13 @@
 //! [`Duration::MAX`](std::time::Duration::MAX) turns a limit off; zero is refused when the layer is built. There is one timer for all of
 //! them, and a connection that is busy and healthy does not touch it: see *Precision*.
 //!
+//! # Dry run
+//!
+//! With [`Deadlines::dry_run`] a limit that passes adds one to `tower_net_dry_run_total{reason}` and does nothing else. It
+//! is counted again when its wait has begun anew: at the next idle period, the next stall, the next request; first byte
+//! and age once for each connection. A dry run goes by what would happen to a connection that stays, so one that
+//! would have been closed goes on to be counted for its later waits.
+//!
 //! # Precision
 //!
 //! First byte and age pass on time. Idle and write stall pass on time or up to a sixteenth of the shorter of
@@ -104,7 +111,7 @@ impl DeadlineLayer {
     fn unchecked(deadlines: Deadlines) -> Self {
         Self {
             shared: Arc::new(Shared {
-                limits: Arc::new(deadlines.limits),
+                limits: Arc::new(deadlines.into_limits()),
                 keeps_time: KeepsTime::default(),
             }),
         }
@@ -162,7 +169,8 @@ where
             (limits.idle, Safeguard::Idle),
             (limits.write_stall, Safeguard::WriteStall),
         ] {
-            if limit < FOREVER {
+            // In a dry run it keeps nobody from anything.
+            if limit < FOREVER && limits.spared.is_none() {
                 info.passed.mark(safeguard);
             }
         }

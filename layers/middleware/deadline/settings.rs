@@ -1,11 +1,15 @@
 use std::time::Duration;
 
-use crate::{base::error::ConfigError, conn::watch::Limits};
+use crate::{
+    base::error::ConfigError,
+    conn::{refusals::Spared, watch::Limits},
+};
 
 /// The limits of a [`DeadlineLayer`](crate::deadline::DeadlineLayer). The [module](crate::deadline) says what each covers.
 #[derive(Debug, Clone)]
 pub struct Deadlines {
-    pub(super) limits: Limits,
+    limits: Limits,
+    dry_run: bool,
 }
 
 impl Default for Deadlines {
@@ -20,6 +24,7 @@ impl Default for Deadlines {
                 rate_window: RATE_WINDOW,
                 ..Limits::NONE
             },
+            dry_run: false,
         }
     }
 }
@@ -35,6 +40,7 @@ impl Deadlines {
                 rate_window: RATE_WINDOW,
                 ..Limits::NONE
             },
+            dry_run: false,
         }
     }
 
@@ -105,6 +111,25 @@ impl Deadlines {
     pub fn rate_window(mut self, window: Duration) -> Self {
         self.limits.rate_window = window;
         self
+    }
+
+    /// Only counts what passes, by the same reasons, in `tower_net_dry_run_total`, so that limits can be found
+    /// from data. What a handler sets for its own reads and writes is kept all the same, and so are the deadlines of
+    /// [`Framing`](crate::frame::Framing), which has a dry run of its own. Default: off.
+    #[must_use]
+    pub fn dry_run(mut self, on: bool) -> Self {
+        self.dry_run = on;
+        self
+    }
+
+    /// The metrics' handles are made here, once.
+    pub(super) fn into_limits(self) -> Limits {
+        Limits {
+            spared: self
+                .dry_run
+                .then(|| Spared::new(Limits::REASONS)),
+            ..self.limits
+        }
     }
 
     pub(super) fn check(&self) -> Result<(), ConfigError> {

@@ -17,9 +17,9 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
+use tokio::time::Instant;
 use tokio_util::codec::{Decoder, Encoder};
 use tower_service::Service;
 
@@ -89,6 +89,18 @@ pub(super) struct Waiting<M> {
     pub(super) by: Option<Deadline>,
 }
 
+impl<M> Waiting<M> {
+    /// Whether it is late, which it is only once.
+    pub(super) fn spare(&mut self, now: Instant) -> bool {
+        let by = self.by.and_then(Deadline::instant);
+        let late = by.is_some_and(|by| by <= now);
+        if late {
+            self.by = Some(Deadline::NEVER);
+        }
+        late
+    }
+}
+
 pub(super) type Closing = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Nothing more is taken; what is in flight is finished.
@@ -112,6 +124,9 @@ where
     pub(super) fn new(conn: Conn<I>, service: S, codec: C, last: L, shared: Arc<Shared>) -> Self {
         let info = Arc::clone(conn.info());
         info.waits.driven.set(true);
+        info.waits
+            .spares_replies
+            .set(shared.framing.dry_run);
         Self {
             conn: Some(conn),
             info,
@@ -269,10 +284,10 @@ where
 
     fn take_all(&mut self, cx: &mut Context<'_>) -> bool {
         let (ambient, _burst) = (Ambient::enter(), Burst::begin());
-        let limit = self.shared.framing.handler;
+        let fresh = self.shared.framing.handler_due();
         let mut queued = false;
         while self.ending.is_none() && self.has_room() {
-            let Some((message, due)) = self.next(limit) else {
+            let Some((message, due)) = self.next(fresh) else {
                 break;
             };
             match self.service.poll_ready(cx) {
@@ -309,13 +324,13 @@ where
 
     /// The next request, and when its handler is due.
     #[inline]
-    fn next(&mut self, limit: Duration) -> Option<(C::Item, Ambient)> {
+    fn next(&mut self, fresh: Ambient) -> Option<(C::Item, Ambient)> {
         let Some(waiting) = self.waiting.take() else {
-            return Some((self.decode()?, Ambient::Fresh(limit)));
+            return Some((self.decode()?, fresh));
         };
         let due = waiting
             .by
-            .map_or(Ambient::Fresh(limit), Ambient::At);
+            .map_or(fresh, |by| fresh.at(by));
         Some((waiting.message, due))
     }
 

@@ -79,13 +79,19 @@ impl Wait {
     /// Counts from `now` if it has only just begun; returns when it is due.
     fn stamp(&mut self, now: &mut impl FnMut() -> Instant) -> Option<Instant> {
         let since = *self.since.get_or_insert_with(&mut *now);
-        if let Ambient::Fresh(limit) = self.due {
-            self.due = Ambient::At(Deadline::after(since, limit));
+        self.due = self.due.from(since);
+        self.due.deadline()?.instant()
+    }
+
+    /// Whether it is late, which it is only once.
+    fn spare(&mut self, now: Instant) -> bool {
+        let deadline = self.due.deadline();
+        let by = deadline.and_then(Deadline::instant);
+        let late = by.is_some_and(|by| by <= now);
+        if late {
+            self.due = self.due.at(Deadline::NEVER);
         }
-        match self.due {
-            Ambient::At(deadline) => deadline.instant(),
-            Ambient::Outside | Ambient::Fresh(_) => None,
-        }
+        late
     }
 }
 
@@ -149,6 +155,25 @@ impl<F: Future, R> Flight<F, R> {
         waits
             .filter_map(|wait| lock(wait).stamp(&mut now))
             .min()
+    }
+
+    /// Lets every handler that is late go on for as long as it likes; returns how many those are.
+    pub(super) fn spare(&mut self, now: Instant) -> u64 {
+        if let Some(seat) = &mut self.alone {
+            return seat
+                .as_mut()
+                .project()
+                .wait
+                .spare(now)
+                .into();
+        }
+        let waits = self
+            .queue
+            .iter()
+            .flat_map(|queue| &queue.waits);
+        waits
+            .map(|wait| u64::from(lock(wait).spare(now)))
+            .sum()
     }
 
     /// Gives every handler so much more time.

@@ -2,6 +2,8 @@ use std::{fmt, time::Duration};
 
 use metrics::{Counter, Gauge, Histogram, Label, counter, gauge, histogram};
 
+use crate::conn::{CloseReason, refusals::Spared};
+
 /// What framed connections report, through handles made once.
 pub(super) struct Metrics {
     ok: Counter,
@@ -9,10 +11,12 @@ pub(super) struct Metrics {
     ok_seconds: Histogram,
     failed_seconds: Histogram,
     pub(super) queued: Gauge,
+    /// In a dry run, what is late.
+    spared: Option<Spared>,
 }
 
 impl Metrics {
-    pub(super) fn new(service: &str) -> Self {
+    pub(super) fn new(service: &str, dry_run: bool) -> Self {
         let labels = |outcome: &'static str| {
             vec![
                 Label::new("service", service.to_owned()),
@@ -26,6 +30,20 @@ impl Metrics {
             ok_seconds: histogram!("tower_net_request_seconds", labels("ok")),
             failed_seconds: histogram!("tower_net_request_seconds", labels("failed")),
             queued: gauge!("tower_net_write_queue_bytes", service),
+            spared: dry_run.then(|| {
+                Spared::new([
+                    CloseReason::Handler,
+                    CloseReason::Reply,
+                    CloseReason::Request,
+                ])
+            }),
+        }
+    }
+
+    /// Adds what is late and spared.
+    pub(super) fn spared(&self, which: CloseReason, times: u64) {
+        if let Some(spared) = &self.spared {
+            spared.count(which, times);
         }
     }
 

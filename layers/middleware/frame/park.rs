@@ -30,6 +30,20 @@ where
 {
     /// What others have said to the connection since the last poll.
     pub(super) fn hear(&mut self) {
+        if self.shared.framing.dry_run {
+            self.spare_late();
+        } else {
+            self.end_late();
+        }
+        self.leaving = self.info.ending.leaving();
+        if let Some(extra) = self.info.waits.take_extra() {
+            self.flight.extend(extra);
+            self.info.waits.request_by.extend(extra);
+            self.info.waits.reply_by.extend(extra);
+        }
+    }
+
+    fn end_late(&mut self) {
         if self.info.waits.take_late(Late::Handler) {
             let limit = Some(self.shared.framing.handler);
             self.fail(FrameError::Elapsed(Elapsed::new(
@@ -44,11 +58,26 @@ where
                 limit,
             )));
         }
-        self.leaving = self.info.ending.leaving();
-        if let Some(extra) = self.info.waits.take_extra() {
-            self.flight.extend(extra);
-            self.info.waits.request_by.extend(extra);
-            self.info.waits.reply_by.extend(extra);
+    }
+
+    /// A dry run: counts what is late, each once, and lets it be.
+    fn spare_late(&mut self) {
+        let (waits, metrics) = (&self.info.waits, &self.shared.metrics);
+        if waits.take_late(Late::Handler) {
+            let now = now();
+            let mut late = self.flight.spare(now);
+            if let Some(waiting) = &mut self.waiting {
+                late += u64::from(waiting.spare(now));
+            }
+            metrics.spared(CloseReason::Handler, late);
+        }
+        for (which, reason) in [
+            (Late::Request, CloseReason::Request),
+            (Late::Reply, CloseReason::Reply),
+        ] {
+            if waits.take_late(which) {
+                metrics.spared(reason, 1);
+            }
         }
     }
 

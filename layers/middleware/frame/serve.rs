@@ -67,7 +67,7 @@ impl<C> FrameLayer<C> {
             codec,
             last: Silent::default(),
             shared: Arc::new(Shared {
-                metrics: Metrics::new(&framing.service),
+                metrics: Metrics::new(&framing.service, framing.dry_run),
                 no_limits: Arc::new(Limits::NONE),
                 keeps_time: KeepsTime::default(),
                 framing,

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use crate::{
     base::{error::ConfigError, time::FOREVER},
-    conn::Safeguard,
+    conn::{Ambient, Safeguard},
 };
 
 /// How a [`FrameLayer`](crate::frame::FrameLayer) treats requests; each setter says what it bounds.
@@ -15,6 +15,7 @@ pub struct Framing {
     pub(super) high_water: usize,
     pub(super) max_buffered: usize,
     pub(super) service: String,
+    pub(super) dry_run: bool,
 }
 
 impl Default for Framing {
@@ -27,6 +28,7 @@ impl Default for Framing {
             high_water: HIGH_WATER,
             max_buffered: MAX_BUFFERED,
             service: String::new(),
+            dry_run: false,
         }
     }
 }
@@ -93,6 +95,28 @@ impl Framing {
         self
     }
 
+    /// Only counts requests, handlers and replies that are late, once each and by the same reasons, in
+    /// `tower_net_dry_run_total`; a handler then sees no [`Deadline`](crate::Deadline) of ours. Default: off.
+    ///
+    /// What bounds memory stays as it is, whatever the dry run says: the codec's longest frame,
+    /// [`max_buffered`](Self::max_buffered), [`high_water`](Self::high_water) and the
+    /// [depth](Self::pipelined). Without them there would be no longest, and one peer could take it all.
+    #[must_use]
+    pub fn dry_run(mut self, on: bool) -> Self {
+        self.dry_run = on;
+        self
+    }
+
+    /// When a handler that is called now is due.
+    #[inline]
+    pub(super) fn handler_due(&self) -> Ambient {
+        if self.dry_run {
+            Ambient::Spared(self.handler)
+        } else {
+            Ambient::Fresh(self.handler)
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         for (setting, size) in [
             ("pipelined", self.depth),
@@ -120,12 +144,14 @@ impl Framing {
 
     /// What it keeps a connection from, for the checklist.
     pub(super) fn safeguards(&self) -> impl Iterator<Item = Safeguard> {
+        // In a dry run they keep nobody from anything.
+        let timed = |limit| if self.dry_run { FOREVER } else { limit };
         [
             // Whatever the codec allows, no more than `max_buffered` is taken.
             (Duration::ZERO, Safeguard::FrameCap),
-            (self.handler, Safeguard::Handler),
-            (self.reply, Safeguard::Reply),
-            (self.request, Safeguard::Request),
+            (timed(self.handler), Safeguard::Handler),
+            (timed(self.reply), Safeguard::Reply),
+            (timed(self.request), Safeguard::Request),
         ]
         .into_iter()
         .filter(|(limit, _)| *limit < FOREVER)
