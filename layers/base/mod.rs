@@ -7,4 +7,7 @@ pub(crate) mod client_hello;
 pub mod error;
 pub mod io;
 pub(crate) mod sync;
+pub(crate) mod process;
 pub(crate) mod time;
+
+pub use self::process::open_descriptors;

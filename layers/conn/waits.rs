@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::{
     base::time::{FOREVER, later},
-    conn::ConnInfo,
+    conn::{ConnInfo, strain::Strained},
 };
 
 /// A point in time as nanoseconds after the accept, so that it fits an atomic.
@@ -54,6 +54,8 @@ pub(crate) struct Waits {
     pub(crate) watched: Flag,
     /// A late reply is for the crossing to count, and no end.
     pub(crate) spares_replies: Flag,
+    /// How much sooner some limits pass.
+    pub(crate) strain: Strained,
     pub(crate) suspended: AtomicU32,
     /// Time that was given to what is under way, in nanoseconds, and that the crossing has not taken yet.
     extra: AtomicU64,
@@ -91,6 +93,7 @@ impl Waits {
             driven: Flag::default(),
             watched: Flag::default(),
             spares_replies: Flag::default(),
+            strain: Strained::default(),
             suspended: AtomicU32::new(0),
             extra: AtomicU64::new(0),
             late: AtomicU8::new(0),

@@ -26,6 +26,7 @@ use crate::{
         CloseReason, ConnInfo, Elapsed,
         progress::{Mark, Rates, TooSlow, progress},
         refusals::Spared,
+        strain::Strain,
         turn::Turn,
         waits::{Late, NEVER, Stamp, plus},
     },
@@ -80,14 +81,17 @@ impl Limits {
         self.spared.is_some()
     }
 
-    fn tick(&self) -> Duration {
-        (self.idle.min(self.write_stall) / 16).max(Duration::from_millis(1))
+    fn tick(&self, strain: Strain) -> Duration {
+        let shortest = strain
+            .of(self.idle)
+            .min(self.write_stall);
+        (shortest / 16).max(Duration::from_millis(1))
     }
 
-    fn of(&self, which: CloseReason) -> Option<Duration> {
+    fn of(&self, which: CloseReason, strain: Strain) -> Option<Duration> {
         match which {
-            CloseReason::FirstByte => Some(self.first_byte),
-            CloseReason::Idle => Some(self.idle),
+            CloseReason::FirstByte => Some(strain.of(self.first_byte)),
+            CloseReason::Idle => Some(strain.of(self.idle)),
             CloseReason::WriteStall => Some(self.write_stall),
             CloseReason::Age => Some(self.max_age),
             _ => None,
@@ -117,6 +121,8 @@ pin_project! {
         started: bool,
         // Something was told at the last look, so that there was no time to see to the rest.
         told: bool,
+        // As it was seen at the last look.
+        strain: Strain,
         suspended_at: Stamp,
         first_byte_by: Stamp,
         age_by: Stamp,
@@ -140,6 +146,7 @@ impl Watch {
             ticking: false,
             started: false,
             told: false,
+            strain: Strain::NONE,
             suspended_at: NEVER,
             first_byte_by: NEVER,
             age_by: NEVER,
@@ -213,6 +220,9 @@ impl Watch {
         if self.told || waits.is_suspended() != (self.suspended_at != NEVER) {
             return true;
         }
+        if self.strain != waits.strain.told() {
+            return true;
+        }
         if waits.is_suspended() {
             return false;
         }
@@ -252,6 +262,8 @@ impl Watch {
     fn look(mut self: Pin<&mut Self>, now: Stamp, info: &ConnInfo) -> Result<Stamp, Verdict> {
         self.as_mut().start(now, info);
         let waits = &info.waits;
+        let strain = waits.strain.see();
+        *self.as_mut().project().strain = strain;
         let mut next = self.as_mut().look_at_age(now, info)?;
         if self
             .as_mut()
@@ -260,8 +272,10 @@ impl Watch {
             return Ok(next);
         }
         if waits.moved_in() == 0 {
-            let by = self.due(self.first_byte_by, now, CloseReason::FirstByte)?;
-            *self.as_mut().project().first_byte_by = by;
+            let by = self.due(self.first_byte_by(), now, CloseReason::FirstByte)?;
+            if by == NEVER {
+                *self.as_mut().project().first_byte_by = NEVER;
+            }
             next = next.min(by);
         }
         next = next.min(look_at_io_deadlines(now, info)?);
@@ -279,7 +293,7 @@ impl Watch {
 
         let mut fresh = false;
         if self.times_idle(info) {
-            let (mut mark, limit) = (self.idle, self.limits.idle);
+            let (mut mark, limit) = (self.idle, strain.of(self.limits.idle));
             let by = mark.over_by(progress(info), now, limit, &mut fresh);
             next = next.min(self.due_of(&mut mark, by, now, CloseReason::Idle)?);
             *self.as_mut().project().idle = mark;
@@ -292,7 +306,7 @@ impl Watch {
         }
         *self.as_mut().project().ticking = fresh;
         if fresh {
-            next = next.min(plus(now, self.limits.tick()));
+            next = next.min(plus(now, self.limits.tick(strain)));
         }
         Ok(next.min(self.look_at_rates(now, info)?))
     }
@@ -396,6 +410,16 @@ impl Watch {
         this.timer.poll(cx)
     }
 
+    /// By when the first byte is due, which is sooner under strain.
+    fn first_byte_by(&self) -> Stamp {
+        let limit = self.limits.first_byte;
+        let sooner = limit - self.strain.of(limit);
+        match self.first_byte_by {
+            NEVER => NEVER,
+            by => by.saturating_sub(plus(0, sooner)),
+        }
+    }
+
     /// When it is over, unless it is. In a dry run what is over is counted, and then never.
     fn due(&self, by: Stamp, now: Stamp, which: CloseReason) -> Result<Stamp, Verdict> {
         if by > now {
@@ -423,7 +447,7 @@ impl Watch {
     }
 
     fn elapsed(&self, which: CloseReason) -> Elapsed {
-        Elapsed::new(which, self.limits.of(which))
+        Elapsed::new(which, self.limits.of(which, self.strain))
     }
 }
 

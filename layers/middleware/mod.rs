@@ -10,8 +10,9 @@ pub mod meter;
 #[cfg(feature = "proxy-protocol")]
 pub mod proxy_protocol;
 pub mod throttle;
-=======
 #[cfg(feature = "tls")]
 pub mod tls;
->>>>>>> 9a3cabc (tls: accept as a layer, swappable configuration, certificates by name)
+=======
+pub mod pressure;
+>>>>>>> 116f4c2 (pressure: sheds by descriptors, memory, lag and figures of one's own)
 pub mod trace;

@@ -1,10 +1,10 @@
-use std::{fs, io, time::Duration};
+use std::{io, time::Duration};
 
 use metrics::gauge;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::server::backoff::AcceptError;
+use crate::base::process::{descriptor_limit, is_out_of_descriptors, open_descriptors};
 
 /// How many descriptors a process may have open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,18 +49,6 @@ pub fn raise_descriptor_limit() -> io::Result<Descriptors> {
     Ok(Descriptors::of(limit))
 }
 
-/// How many descriptors this process has open. Reads a directory, so not for a hot path.
-///
-/// # Errors
-///
-/// `/proc` is not there, or no descriptor is left to read it.
-pub fn open_descriptors() -> io::Result<usize> {
-    // The directory's own descriptor is one of those counted.
-    Ok(fs::read_dir("/proc/self/fd")?
-        .count()
-        .saturating_sub(1))
-}
-
 /// Reports the open descriptors for ever, and warns once each time they come near the limit.
 pub(crate) async fn watch() {
     let (open_gauge, limit_gauge) = (
@@ -72,7 +60,7 @@ pub(crate) async fn watch() {
     let mut warned = false;
     loop {
         ticks.tick().await;
-        let Some(limit) = getrlimit(Resource::Nofile).current else {
+        let Some(limit) = descriptor_limit() else {
             return;
         };
         // Off the runtime's threads: with many descriptors it takes milliseconds.
@@ -80,7 +68,7 @@ pub(crate) async fn watch() {
         let open = match counted {
             Ok(Ok(open)) => open as u64,
             // None is left to count them with.
-            Ok(Err(error)) if AcceptError::of(&error) == AcceptError::Descriptors => limit,
+            Ok(Err(error)) if is_out_of_descriptors(&error) => limit,
             Ok(Err(_)) | Err(_) => continue,
         };
         open_gauge.set(open as f64);

@@ -15,7 +15,7 @@ mod serve;
 pub use self::{
     backoff::{AcceptError, Backoff, Next},
     checklist::Checklist,
-    descriptors::{Descriptors, open_descriptors, raise_descriptor_limit},
+    descriptors::{Descriptors, raise_descriptor_limit},
     report::{Report, Straggler},
     serve::{Serve, ServeCause, ServeError, ServeFuture, Server, ServerHandle},
 };
