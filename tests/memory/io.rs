@@ -24,6 +24,7 @@ use tower_net::{
     listen::AnyIo,
     meter::{MeterIo, MeterLayer},
     throttle::{Rate, Rates, ThrottleIo, ThrottleLayer},
+    pressure::{Enrolled, PressureLayer, Thresholds},
     trace::{Closing, TraceLayer},
 };
 use tower_service::Service;
@@ -55,6 +56,12 @@ const WRAPPERS: &[(&str, Wrap)] = &[
     }),
     ("GuardedIo of limit", |io| {
         through::<_, GuardedIo<Any, Place>>(ConnectionLimitLayer::new(1).unwrap(), io)
+    }),
+    ("GuardedIo of pressure", |io| {
+        through::<_, GuardedIo<Any, Enrolled>>(
+            PressureLayer::new(Thresholds::default()).unwrap(),
+            io,
+        )
     }),
     ("GuardedIo of trace", |io| {
         through::<_, GuardedIo<Any, Closing>>(TraceLayer::new(), io)

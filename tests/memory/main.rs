@@ -44,6 +44,7 @@ mod proxy_protocol;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_vectors;
 mod networks;
+mod pressure;
 mod server;
 mod throttle;
 mod throttle_handle;

@@ -1,0 +1,935 @@
+//! What becomes of connections when the process is short of something, on figures that a test turns up.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    net::UnixStream,
+    runtime::{Builder, Handle},
+    time::{Instant, advance, sleep},
+};
+use tokio_test::{assert_pending, task};
+use tower::{ServiceBuilder, ServiceExt, service_fn};
+use tower_layer::Layer;
+use tower_net::{
+    Addr, CloseReason, Conn, ConnInfo, Networks,
+    deadline::{DeadlineLayer, Deadlines, Elapsed},
+    error::{BoxError, NoTimer, find},
+    frame::{Delimited, FrameLayer, Framing},
+    io::GuardedIo,
+    pressure::{
+        Enrolled, Overloaded, Pressure, PressureHandle, PressureLayer, Resource, Thresholds,
+    },
+};
+use tower_service::Service;
+
+use crate::support::{
+    io::{Script, Witness},
+    peer::Peer,
+    readings::{Readings, recorded},
+    service::{millis, obey, secs},
+};
+
+/// A level that is turned by hand.
+#[derive(Clone, Default)]
+struct Dial(Arc<AtomicU32>);
+
+impl Dial {
+    fn turn(&self, level: f32) {
+        self.0.store(level.to_bits(), Relaxed);
+    }
+
+    /// Turns it, and waits until that was seen.
+    async fn turn_now(&self, level: f32) {
+        self.turn(level);
+        sleep(TICK + millis(1)).await;
+    }
+
+    fn thresholds(&self) -> Thresholds {
+        let dial = self.clone();
+        Thresholds::default().own("dial", move || f32::from_bits(dial.0.load(Relaxed)))
+    }
+
+    fn layer(&self) -> PressureLayer {
+        PressureLayer::new(self.thresholds()).unwrap()
+    }
+}
+
+/// So long that only what is shortened ever passes.
+fn patient() -> Deadlines {
+    Deadlines::none().idle(secs(86_400))
+}
+
+/// Requests, under the layer and these deadlines.
+fn stack(
+    layer: &PressureLayer,
+    deadlines: Deadlines,
+) -> impl Service<Conn<DuplexStream>, Response = (), Error = BoxError, Future: Send>
++ Clone
++ Send
++ 'static {
+    let forever = Duration::MAX;
+    let framing = Framing::default()
+        .request_deadline(forever)
+        .handler_deadline(forever)
+        .reply_deadline(forever);
+    ServiceBuilder::new()
+        .layer(layer.clone())
+        .layer(DeadlineLayer::new(deadlines).unwrap())
+        .layer(FrameLayer::with_framing(Delimited::lines(1_000), framing).unwrap())
+        .service_fn(obey)
+}
+
+/// A peer that has had one reply.
+async fn served(layer: &PressureLayer, deadlines: Deadlines) -> Peer {
+    let mut peer = Peer::of(stack(layer, deadlines));
+    peer.send("hello\n").await;
+    assert_eq!(peer.hear().await, "hello");
+    peer
+}
+
+type Held = Conn<GuardedIo<Script, Enrolled>>;
+type Holds = Pressure<tower::util::BoxCloneService<Held, Held, BoxError>>;
+
+/// A service that hands its connections back.
+fn holds(layer: &PressureLayer) -> Holds {
+    layer.layer(service_fn(async |conn: Held| Ok(conn)).boxed_clone())
+}
+
+fn conn() -> Conn<Script> {
+    Conn::new(Script::new(), ())
+}
+
+// === Levels
+
+#[tokio::test(start_paused = true)]
+async fn a_level_is_seen_from_tick_to_tick_by_the_handle_and_in_metrics() {
+    let dial = Dial::default();
+    let (layer, metrics) = recorded(|| dial.layer());
+    let handle = layer.handle();
+    let _held = holds(&layer)
+        .call(conn())
+        .await
+        .unwrap();
+    let mut seen = Vec::new();
+
+    for level in [0.0, 0.25, 2.0, -1.0, f32::NAN] {
+        dial.turn_now(level).await;
+        seen.push(handle.level());
+        assert_eq!(
+            handle.levels().collect::<Vec<_>>(),
+            [(Resource::Own("dial"), handle.level())]
+        );
+    }
+
+    assert_eq!(seen, [0.0, 0.25, 1.0, 0.0, 0.0]);
+    dial.turn_now(0.5).await;
+    let gauge = metrics.of("tower_net_pressure", &[("resource", "dial")]);
+    assert_eq!(gauge, 0.5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_highest_level_counts_and_a_figure_that_panics_is_none() {
+    let (dial, other) = (Dial::default(), Dial::default());
+    let second = other.clone();
+    let thresholds = dial
+        .thresholds()
+        .own("other", move || f32::from_bits(second.0.load(Relaxed)))
+        .own("broken", || std::panic::resume_unwind(Box::new("told to")));
+    let layer = PressureLayer::new(thresholds).unwrap();
+    let mut service = holds(&layer);
+    let _held = service.call(conn()).await.unwrap();
+
+    dial.turn(0.5);
+    other.turn_now(1.0).await;
+    let error = service.call(conn()).await.unwrap_err();
+
+    assert_eq!(layer.handle().level(), 1.0);
+    let overloaded = find::<Overloaded>(&*error).unwrap();
+    assert_eq!(overloaded.resource(), Resource::Own("other"));
+    let levels: Vec<_> = layer
+        .handle()
+        .levels()
+        .map(|(_, level)| level)
+        .collect();
+    assert_eq!(levels, [0.5, 1.0, 0.0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn resident_memory_is_measured_in_bytes() {
+    let layer = PressureLayer::new(Thresholds::default().memory(1, 2)).unwrap();
+    let roomy = PressureLayer::new(Thresholds::default().memory(1 << 50, 1 << 51)).unwrap();
+    let (mut service, mut other) = (holds(&layer), holds(&roomy));
+    let _held = (service.call(conn()).await, other.call(conn()).await);
+    sleep(TICK).await;
+
+    let error = service.call(conn()).await.unwrap_err();
+
+    let overloaded = find::<Overloaded>(&*error).unwrap();
+    assert_eq!(
+        (overloaded.resource(), overloaded.threshold()),
+        (Resource::Memory, 2.0)
+    );
+    assert!(overloaded.measured() > 100_000.0, "{overloaded}");
+    assert!(other.call(conn()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn lag_that_lasts_refuses_newcomers_and_nobody_else() {
+    let lag = Thresholds::default().lag(millis(100), millis(500));
+    let layer = PressureLayer::new(lag).unwrap();
+    let peer = served(&layer, Deadlines::none().idle(secs(20))).await;
+    sleep(secs(5)).await;
+    let mut refused = Vec::new();
+
+    for late in [0, 0, 900, 0, 900, 900, 900, 0] {
+        advance(TICK + millis(late)).await;
+        tokio::task::yield_now().await;
+        let newcomer = holds(&layer).call(conn()).await;
+        refused.push(newcomer.is_err_and(|error| {
+            find::<Overloaded>(&*error).is_some_and(|it| it.resource() == Resource::Lag)
+        }));
+    }
+    sleep(secs(5)).await;
+
+    assert_eq!(
+        refused,
+        [false, false, false, false, false, true, true, false]
+    );
+    assert_eq!((layer.handle().reclaimed(), peer.has_ended()), (0, false));
+}
+
+// === Newcomers
+
+#[tokio::test(start_paused = true)]
+async fn at_the_hard_point_a_newcomer_is_reset_in_the_call_and_told_why() {
+    let dial = Dial::default();
+    let layer = dial.layer();
+    let mut service = layer.layer(service_fn(async |conn: Conn<_>| Ok::<_, BoxError>(conn)));
+    let (near, _far) = UnixStream::pair().unwrap();
+    let (newcomer, _other_far) = UnixStream::pair().unwrap();
+    let [(near, _), (newcomer, closed)] = [near, newcomer].map(Witness::pair);
+    let _held = service
+        .call(Conn::new(near, ()))
+        .await
+        .unwrap();
+    let newcomer = Conn::new(newcomer, ());
+    let info = Arc::clone(newcomer.info());
+
+    dial.turn_now(1.25).await;
+    let refused = service.call(newcomer);
+
+    assert_eq!(info.close_reason(), Some(CloseReason::Pressure));
+    assert!(closed.is_reset());
+    let error = refused.await.unwrap_err();
+    let overloaded = *find::<Overloaded>(&*error).unwrap();
+    assert_eq!((overloaded.measured(), overloaded.threshold()), (1.25, 1.0));
+    assert_eq!(
+        (overloaded.level(), overloaded.never_started()),
+        (1.0, true)
+    );
+    assert_eq!(overloaded.to_string(), "short of dial: level is 1.25");
+    let error = std::io::Error::from(overloaded);
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test(start_paused = true)]
+async fn below_the_hard_point_and_again_below_it_newcomers_are_served() {
+    let dial = Dial::default();
+    let layer = dial.layer();
+    let mut service = holds(&layer);
+    let mut outcomes = Vec::new();
+    let _held = service.call(conn()).await.unwrap();
+
+    for level in [0.99, 1.0, 0.99] {
+        dial.turn_now(level).await;
+        outcomes.push(service.call(conn()).await.is_ok());
+    }
+
+    assert_eq!(outcomes, [true, false, true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_was_let_in_is_served_at_the_hard_point() {
+    let dial = Dial::default();
+    let layer = dial.layer();
+    let mut peer = served(&layer, patient()).await;
+
+    peer.send("wait 60000 done\n").await;
+    dial.turn_now(1.0).await;
+
+    assert_eq!(peer.hear().await, "done");
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_are_counted_by_their_reason() {
+    let dial = Dial::default();
+    let (layer, metrics) = recorded(|| dial.layer());
+    let mut service = holds(&layer);
+    let _held = service.call(conn()).await.unwrap();
+
+    dial.turn_now(1.0).await;
+    for _ in 0..3 {
+        assert!(service.call(conn()).await.is_err());
+    }
+
+    assert_eq!(refused(&metrics), 3.0);
+    assert_eq!((layer.handle().refused(), layer.handle().open()), (3, 1));
+}
+
+fn refused(metrics: &Readings) -> f64 {
+    metrics.of("tower_net_refused_total", &[("reason", "pressure")])
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_exempt_is_let_in_and_not_told_to_leave() {
+    let dial = Dial::default();
+    let layer = dial
+        .layer()
+        .exempt(Networks::parse(["10.0.0.0/8"]).unwrap());
+    let mut service = stack(&layer, patient());
+    let _first = served(&layer, patient()).await;
+    dial.turn_now(1.0).await;
+
+    let mut admitted = Vec::new();
+    for peer in ["10.1.2.3:4", "[::ffff:10.1.2.3]:4", "11.1.2.3:4"] {
+        let addr: SocketAddr = peer.parse().unwrap();
+        let (near, far) = duplex(64);
+        let info = Arc::new(ConnInfo::new(Addr::from(addr), Addr::Unnamed));
+        let serving = service.call(Conn::from_parts(near, Arc::clone(&info)));
+        tokio::spawn(serving);
+        admitted.push((info, far));
+    }
+    sleep(secs(60)).await;
+
+    let reasons: Vec<_> = admitted
+        .iter()
+        .map(|(info, _)| info.close_reason())
+        .collect();
+    assert_eq!(reasons, [None, None, Some(CloseReason::Pressure)]);
+    assert_eq!(layer.handle().reclaimed(), 1);
+}
+
+// === Room is made by those who do nothing
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_idle_leave_first_so_many_in_a_tick() {
+    let dial = Dial::default();
+    let layer = PressureLayer::new(dial.thresholds().reclaim(2)).unwrap();
+    let (order, mut peers) = (Arc::new(Mutex::new(Vec::new())), Vec::new());
+    for _ in 0..5 {
+        peers.push(served(&layer, patient()).await);
+        sleep(secs(1)).await;
+    }
+    // The first has spoken last.
+    peers[0].send("again\n").await;
+    peers[0].hear().await;
+    sleep(secs(2)).await;
+    let start = Instant::now();
+
+    dial.turn(0.01);
+    let mut leaving = Vec::new();
+    for (number, mut peer) in peers.into_iter().enumerate() {
+        let order = Arc::clone(&order);
+        leaving.push(tokio::spawn(async move {
+            assert_eq!(peer.rest().await, "");
+            let left = (start.elapsed().as_millis() as u64 / 100, number);
+            order.lock().unwrap().push(left);
+            peer.leave().await
+        }));
+    }
+    for left in leaving {
+        assert_eq!(left.await.unwrap(), Some(CloseReason::Reclaimed));
+    }
+
+    let mut order = order.lock().unwrap().clone();
+    order.sort_unstable();
+    let first = order[0].0;
+    let expected = [(0, 1), (0, 2), (1, 3), (1, 4), (2, 0)];
+    assert_eq!(order, expected.map(|(tick, number)| (first + tick, number)));
+    assert!(first <= 1 && layer.handle().reclaimed() == 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_is_made_before_anybody_is_refused() {
+    let dial = Dial::default();
+    let layer = dial.layer();
+    let idle = served(&layer, patient()).await;
+    sleep(secs(5)).await;
+
+    dial.turn_now(0.5).await;
+    let newcomer = served(&layer, patient()).await;
+
+    assert_eq!(idle.leave().await, Some(CloseReason::Reclaimed));
+    assert_eq!((layer.handle().refused(), newcomer.has_ended()), (0, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_has_to_leave_up_to_the_soft_point() {
+    let dial = Dial::default();
+    let layer = dial.layer();
+    let peer = served(&layer, patient()).await;
+
+    sleep(secs(3_600)).await;
+
+    assert_eq!((layer.handle().reclaimed(), peer.has_ended()), (0, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_at_work_is_never_touched() {
+    let dial = Dial::default();
+    let layer = dial.layer();
+    let mut handling = served(&layer, patient()).await;
+    let mut receiving = served(&layer, patient()).await;
+    let mut writing = Peer::with_room(8, stack(&layer, patient()));
+    handling
+        .send("wait 100000 done\n")
+        .await;
+    receiving.send("ha").await;
+    writing.send("long 99\n").await;
+    sleep(secs(5)).await;
+
+    dial.turn_now(1.0).await;
+    sleep(secs(60)).await;
+
+    assert_eq!(layer.handle().reclaimed(), 0);
+    receiving.send("lf\n").await;
+    assert_eq!(receiving.hear().await, "half");
+    assert_eq!(writing.hear().await.len(), 99);
+    assert_eq!(handling.hear().await, "done");
+    sleep(secs(5)).await;
+    for idle in [handling, receiving, writing] {
+        assert_eq!(idle.leave().await, Some(CloseReason::Reclaimed));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_spoken_within_a_second_is_not_idle() {
+    let dial = Dial::default();
+    let layer = dial.layer();
+    let mut peer = served(&layer, patient()).await;
+    dial.turn_now(0.9).await;
+
+    for _ in 0..60 {
+        sleep(millis(800)).await;
+        peer.send("x\n").await;
+        assert_eq!(peer.hear().await, "x");
+    }
+
+    assert_eq!(layer.handle().reclaimed(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_raw_service_hears_that_it_is_reclaimed_and_once() {
+    let dial = Dial::default();
+    let layer = dial.layer();
+    let mut peer = Peer::of(
+        ServiceBuilder::new()
+            .layer(layer.clone())
+            .layer(DeadlineLayer::new(patient()).unwrap())
+            .service_fn(async |mut conn: Conn<_>| {
+                let info = Arc::clone(conn.info());
+                let read = tokio::select! {
+                    read = conn.read_u8() => read.is_ok(),
+                    _ = info.told_to_leave() => false,
+                };
+                assert!(!read);
+                // It takes its time.
+                sleep(secs(60)).await;
+                let why = info.told_to_leave().await;
+                conn.write_all(why.label().as_bytes())
+                    .await?;
+                Ok::<_, BoxError>(())
+            }),
+    );
+    sleep(secs(5)).await;
+
+    dial.turn_now(0.5).await;
+
+    assert_eq!(peer.rest().await, "reclaimed");
+    assert_eq!(layer.handle().reclaimed(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_deadline_layer_nobody_is_taken_to_be_idle() {
+    let dial = Dial::default();
+    let layer = dial.layer();
+    let frames: FrameLayer<Delimited> = FrameLayer::new(Delimited::lines(40));
+    let mut peer = Peer::of(
+        ServiceBuilder::new()
+            .layer(layer.clone())
+            .layer(frames)
+            .service_fn(obey),
+    );
+    peer.send("x\n").await;
+    peer.hear().await;
+
+    dial.turn_now(0.5).await;
+    sleep(secs(60)).await;
+
+    assert_eq!((layer.handle().reclaimed(), peer.has_ended()), (0, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_the_longest_idle_are_found_however_many_there_are() {
+    let dial = Dial::default();
+    let layer = PressureLayer::new(dial.thresholds().reclaim(10)).unwrap();
+    let mut old = Vec::new();
+    for _ in 0..10 {
+        old.push(served(&layer, patient()).await);
+    }
+    sleep(secs(10)).await;
+    let mut young = Vec::new();
+    for _ in 0..3_000 {
+        young.push(served(&layer, patient()).await);
+    }
+    sleep(secs(10)).await;
+
+    dial.turn(0.5);
+    sleep(TICK).await;
+    dial.turn_now(0.0).await;
+
+    for peer in old {
+        assert_eq!(peer.leave().await, Some(CloseReason::Reclaimed));
+    }
+    assert!(layer.handle().reclaimed() <= 20);
+}
+
+// === Limits shrink
+
+#[tokio::test(start_paused = true)]
+async fn idle_limits_shrink_with_the_level_down_to_their_share() {
+    for (level, share, after) in [
+        (0.0, 0.1, 90_000),
+        (0.12, 0.1, 90_000),
+        (0.5, 0.1, 49_500),
+        (0.999, 0.1, 18_900),
+        (1.0, 0.1, 9_000),
+        (1.0, 0.5, 45_000),
+        (1.0, 0.0, 1_000),
+        (1.0, 1.0, 90_000),
+    ] {
+        let dial = Dial::default();
+        let thresholds = dial
+            .thresholds()
+            .reclaim(0)
+            .shrink_to(share);
+        let layer = PressureLayer::new(thresholds).unwrap();
+        let mut peer = served(&layer, Deadlines::none().idle(secs(90))).await;
+        let last = Instant::now();
+        sleep(millis(500)).await;
+        dial.turn(level);
+
+        let error = peer.ended().await.unwrap_err();
+
+        let elapsed = find::<Elapsed>(&*error).unwrap();
+        assert_eq!(elapsed.which(), CloseReason::Idle);
+        assert_eq!(elapsed.limit(), Some(millis(after)), "{level} {share}");
+        // Not before its time, and at most a tick of the unshortened limit after it.
+        assert!(last.elapsed() >= millis(after), "{:?}", last.elapsed());
+        assert!(
+            last.elapsed() <= millis(after) + secs(90) / 16,
+            "{:?}",
+            last.elapsed()
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_byte_limits_shrink_for_those_who_wait_and_for_newcomers() {
+    for (limit, after) in [(20, 11_000), (1, 1_000)] {
+        let dial = Dial::default();
+        let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
+        let start = Instant::now();
+        let deadlines = || Deadlines::none().first_byte(secs(limit));
+        let mut first = Peer::of(stack(&layer, deadlines()));
+        dial.turn_now(0.5).await;
+        let mut second = Peer::of(stack(&layer, deadlines()));
+        let between = start.elapsed();
+
+        let error = first.ended().await.unwrap_err();
+        let first_after = start.elapsed();
+        assert!(second.ended().await.is_err());
+
+        let elapsed = find::<Elapsed>(&*error).unwrap();
+        assert_eq!(elapsed.which(), CloseReason::FirstByte);
+        assert_eq!(first_after, millis(after));
+        assert_eq!(start.elapsed(), millis(after) + between);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_are_long_again_once_the_level_has_been_low_for_a_second() {
+    let dial = Dial::default();
+    let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
+    let mut peer = served(&layer, Deadlines::none().idle(secs(90))).await;
+    let last = Instant::now();
+
+    dial.turn(1.0);
+    sleep(secs(5)).await;
+    dial.turn(0.0);
+    assert!(peer.ended().await.is_err());
+
+    assert!(last.elapsed() >= secs(90), "{:?}", last.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_of_replies_requests_and_age_do_not_shrink() {
+    let dial = Dial::default();
+    let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
+    let deadlines = Deadlines::none()
+        .write_stall(secs(90))
+        .max_age(secs(90))
+        .age_jitter(0.0);
+    let start = Instant::now();
+    let mut peer = Peer::with_room(8, stack(&layer, deadlines));
+    dial.turn_now(1.0).await;
+
+    peer.send("long 99\n").await;
+    assert!(peer.ended().await.is_err());
+
+    assert!(start.elapsed() >= secs(90), "{:?}", start.elapsed());
+}
+
+// === Wakes
+
+fn woken<F: Future>(parked: &[task::Spawn<F>]) -> usize {
+    let mut count = 0;
+    for served in parked {
+        count += usize::from(served.is_woken());
+    }
+    count
+}
+
+/// An idle connection with far limits, polled by hand.
+fn parked(layer: &PressureLayer) -> task::Spawn<impl Future<Output = Result<(), BoxError>>> {
+    let (near, far) = duplex(64);
+    let mut served = task::spawn(stack(layer, patient()).call(Conn::new(near, ())));
+    assert_pending!(served.poll());
+    std::mem::forget(far);
+    served
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_waits_is_woken_at_each_step_up_and_not_in_between() {
+    let dial = Dial::default();
+    let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
+    let mut served = parked(&layer);
+    sleep(secs(7_200)).await;
+    // The first tick of its own.
+    assert!(served.is_woken());
+    assert_pending!(served.poll());
+    let mut wakes = Vec::new();
+
+    for percent in (0..=100).chain((0..100).rev()) {
+        dial.turn_now(percent as f32 / 100.0)
+            .await;
+        if served.is_woken() {
+            wakes.push(percent);
+            assert_pending!(served.poll());
+        }
+    }
+
+    assert_eq!(wakes, [13, 25, 38, 50, 63, 75, 88, 100]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_level_that_wavers_at_a_step_wakes_nobody_twice() {
+    let dial = Dial::default();
+    let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
+    let mut served = parked(&layer);
+    sleep(secs(7_200)).await;
+    // The first tick of its own.
+    assert!(served.is_woken());
+    assert_pending!(served.poll());
+    let mut wakes = 0;
+
+    for level in [0.51, 0.49].repeat(500) {
+        dial.turn_now(level).await;
+        if served.is_woken() {
+            wakes += 1;
+            assert_pending!(served.poll());
+        }
+    }
+
+    assert_eq!(wakes, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_many_are_woken_in_a_tick_and_the_others_in_the_next() {
+    let dial = Dial::default();
+    let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
+    let mut parked: Vec<_> = (0..1_500)
+        .map(|_| parked(&layer))
+        .collect();
+    // Between two of the layer's ticks; the first tick of each connection has passed.
+    sleep(secs(7_200) + TICK / 2).await;
+    for served in &mut parked {
+        assert_pending!(served.poll());
+    }
+    dial.turn_now(0.5).await;
+    let first = woken(&parked);
+    sleep(TICK * 2).await;
+
+    assert_eq!((first, woken(&parked)), (1024, 1_500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_at_work_is_not_woken_and_looks_when_it_is_done() {
+    let dial = Dial::default();
+    let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
+    let (near, mut far) = duplex(64);
+    let deadlines = Deadlines::none().idle(secs(90));
+    let mut served = task::spawn(stack(&layer, deadlines).call(Conn::new(near, ())));
+    far.write_all(b"wait 20000 done\n")
+        .await
+        .unwrap();
+    assert_pending!(served.poll());
+
+    dial.turn_now(1.0).await;
+    let woken = served.is_woken();
+    drop(tokio::spawn(served));
+    let mut reply = [0; 5];
+    far.read_exact(&mut reply)
+        .await
+        .unwrap();
+    let done = Instant::now();
+    assert_eq!(far.read(&mut reply).await.unwrap(), 0);
+
+    assert!(!woken);
+    assert!(
+        done.elapsed() >= secs(9) && done.elapsed() <= secs(10),
+        "{:?}",
+        done.elapsed()
+    );
+}
+
+// === Dry run
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_counts_and_does_nothing() {
+    let dial = Dial::default();
+    let (layer, metrics) = recorded(|| dial.layer());
+    let layer = layer.dry_run(true);
+    let spared = |reason: &str| metrics.of("tower_net_dry_run_total", &[("reason", reason)]);
+    let mut peer = served(&layer, Deadlines::none().idle(secs(90))).await;
+    sleep(secs(5)).await;
+
+    dial.turn_now(1.0).await;
+    let newcomer = served(&layer, patient()).await;
+    sleep(secs(60)).await;
+    let once = (spared("pressure"), spared("reclaimed"));
+    peer.send("x\n").await;
+    let heard = peer.hear().await;
+    sleep(secs(60)).await;
+    let twice = (spared("pressure"), spared("reclaimed"));
+
+    assert_eq!(
+        (&*heard, peer.has_ended(), newcomer.has_ended()),
+        ("x", false, false)
+    );
+    assert_eq!((once, twice), ((1.0, 2.0), (1.0, 3.0)));
+    let handle = layer.handle();
+    assert_eq!(
+        (handle.refused(), handle.reclaimed(), handle.open()),
+        (1, 3, 2)
+    );
+    assert_eq!(refused(&metrics), 0.0);
+}
+
+// === The one task
+
+fn tasks() -> usize {
+    Handle::current()
+        .metrics()
+        .num_alive_tasks()
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_task_measures_for_all_clones_and_ends_with_the_last_of_them_and_of_their_connections()
+{
+    let dial = Dial::default();
+    let layer = PressureLayer::new(dial.thresholds().every(secs(3_600))).unwrap();
+    let handle: PressureHandle = layer.handle();
+    let (mut one, mut other) = (holds(&layer), holds(&layer.clone()));
+    let before = tasks();
+
+    let held = [one.call(conn()).await, other.call(conn()).await];
+    let during = tasks();
+    drop((one, other, layer));
+    tokio::task::yield_now().await;
+    let with_connections = tasks();
+    drop(held);
+    tokio::task::yield_now().await;
+
+    assert_eq!((before, during, with_connections, tasks()), (0, 1, 1, 0));
+    assert_eq!(handle.open(), 0);
+}
+
+#[test]
+fn a_layer_that_outlives_its_runtime_is_not_stuck_and_measures_on_in_the_next() {
+    let dial = Dial::default();
+    dial.turn(1.0);
+    let layer = dial.layer();
+    let mut outcomes = Vec::new();
+
+    for _ in 0..2 {
+        let runtime = Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut service = holds(&layer);
+            for _ in 0..2 {
+                outcomes.push(service.call(conn()).await.is_ok());
+                sleep(TICK).await;
+            }
+        });
+    }
+
+    assert_eq!(outcomes, [true, false, true, false]);
+}
+
+#[tokio::test]
+async fn without_thresholds_it_does_nothing_at_all() {
+    let layer = PressureLayer::new(Thresholds::default()).unwrap();
+    let mut service = holds(&layer);
+
+    let held = service.call(conn()).await;
+
+    assert!(held.is_ok());
+    assert_eq!((tasks(), layer.handle().open()), (0, 0));
+    assert_eq!(layer.handle().levels().count(), 0);
+}
+
+#[test]
+fn a_runtime_without_a_clock_is_an_error_before_the_first_connection_if_there_is_anything_to_measure()
+ {
+    let runtime = Builder::new_current_thread()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let nothing = PressureLayer::new(Thresholds::default()).unwrap();
+        let error = Dial::default()
+            .layer()
+            .layer(service_fn(async |conn: Held| Ok::<_, BoxError>(conn)))
+            .ready()
+            .await
+            .map(drop)
+            .unwrap_err();
+
+        assert!(find::<NoTimer>(&*error).is_some());
+        assert!(holds(&nothing).ready().await.is_ok());
+    });
+}
+
+// === A connection is in the books for as long as its stream
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_counted_until_its_stream_is_dropped_whatever_becomes_of_its_future() {
+    let layer = Dial::default().layer();
+    let handle = layer.handle();
+    let mut service = holds(&layer);
+
+    let never_polled = service.call(conn());
+    let held = service.call(conn()).await.unwrap();
+    let both = handle.open();
+    drop(never_polled);
+    let one = handle.open();
+    drop(held.map_io(|io| GuardedIo::new(io, ())));
+
+    assert_eq!((both, one, handle.open()), (2, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn places_of_connections_that_have_gone_are_used_again() {
+    let dial = Dial::default();
+    let layer = dial.layer();
+    for _ in 0..3 {
+        let peers = [
+            served(&layer, patient()).await,
+            served(&layer, patient()).await,
+        ];
+        sleep(secs(5)).await;
+        dial.turn_now(0.5).await;
+        for peer in peers {
+            assert_eq!(peer.leave().await, Some(CloseReason::Reclaimed));
+        }
+        dial.turn_now(0.0).await;
+    }
+
+    assert_eq!((layer.handle().reclaimed(), layer.handle().open()), (6, 0));
+}
+
+#[tokio::test]
+async fn the_instance_that_was_made_ready_is_the_one_called() {
+    let layer = Dial::default().layer();
+    // A mock panics when it is called without having been made ready.
+    let (inner, mut handle) = tower_test::mock::pair::<Held, ()>();
+    let mut service = layer.layer(inner).clone();
+
+    let call = service
+        .ready()
+        .await
+        .unwrap()
+        .call(conn());
+    let (held, answer) = handle.next_request().await.unwrap();
+    answer.send_response(());
+
+    assert!(call.await.is_ok());
+    drop(held);
+}
+
+// === Settings
+
+#[test]
+fn thresholds_that_make_no_sense_are_refused() {
+    let none = Thresholds::default;
+    let zero = Duration::ZERO;
+    for (wrong, setting) in [
+        (none().descriptors(0.9, 0.8), "descriptors"),
+        (none().descriptors(0.8, 0.8), "descriptors"),
+        (none().descriptors(0.0, 0.8), "descriptors"),
+        (none().descriptors(0.8, 1.1), "descriptors"),
+        (none().descriptors(f64::NAN, 0.8), "descriptors"),
+        (none().descriptors(0.8, f64::NAN), "descriptors"),
+        (none().memory(2, 1), "memory"),
+        (none().memory(0, 1), "memory"),
+        (none().memory_of_limit(0.9, 0.8), "memory_of_limit"),
+        (none().memory_of_limit(0.8, 95.0), "memory_of_limit"),
+        (none().lag(millis(5), millis(5)), "lag"),
+        (none().lag(zero, millis(5)), "lag"),
+        (none().own("memory", || 0.0), "own"),
+        (none().own("a", || 0.0).own("a", || 0.0), "own"),
+        (none().shrink_to(1.1), "shrink_to"),
+        (none().shrink_to(-0.1), "shrink_to"),
+        (none().shrink_to(f32::NAN), "shrink_to"),
+        (none().every(zero), "every"),
+        (none().every(Duration::MAX), "every"),
+    ] {
+        let shown = format!("{wrong:?}");
+        let error = PressureLayer::new(wrong).unwrap_err();
+        assert_eq!(error.setting(), setting, "{shown}");
+    }
+}
+
+#[test]
+fn types_are_send_and_debug() {
+    fn check<T: Send + Sync + std::fmt::Debug>() {}
+    check::<PressureLayer>();
+    check::<Pressure<()>>();
+    check::<PressureHandle>();
+    check::<Enrolled>();
+    check::<Thresholds>();
+}
+
+/// How often it measures by default.
+const TICK: Duration = millis(100);
