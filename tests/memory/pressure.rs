@@ -611,7 +611,8 @@ fn woken<F: Future>(parked: &[task::Spawn<F>]) -> usize {
 /// An idle connection with far limits, polled by hand.
 fn parked(layer: &PressureLayer) -> task::Spawn<impl Future<Output = Result<(), BoxError>>> {
     let (near, far) = duplex(64);
-    let mut served = task::spawn(stack(layer, patient()).call(Conn::new(near, ())));
+    let deadlines = Deadlines::none().idle(secs(16_000));
+    let mut served = task::spawn(stack(layer, deadlines).call(Conn::new(near, ())));
     assert_pending!(served.poll());
     std::mem::forget(far);
     served
@@ -622,7 +623,7 @@ async fn one_that_waits_is_woken_at_each_step_up_and_not_in_between() {
     let dial = Dial::default();
     let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
     let mut served = parked(&layer);
-    sleep(secs(7_200)).await;
+    sleep(secs(1_100)).await;
     // The first tick of its own.
     assert!(served.is_woken());
     assert_pending!(served.poll());
@@ -645,7 +646,7 @@ async fn a_level_that_wavers_at_a_step_wakes_nobody_twice() {
     let dial = Dial::default();
     let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
     let mut served = parked(&layer);
-    sleep(secs(7_200)).await;
+    sleep(secs(1_100)).await;
     // The first tick of its own.
     assert!(served.is_woken());
     assert_pending!(served.poll());
@@ -670,7 +671,7 @@ async fn so_many_are_woken_in_a_tick_and_the_others_in_the_next() {
         .map(|_| parked(&layer))
         .collect();
     // Between two of the layer's ticks; the first tick of each connection has passed.
-    sleep(secs(7_200) + TICK / 2).await;
+    sleep(secs(1_100) + TICK / 2).await;
     for served in &mut parked {
         assert_pending!(served.poll());
         // So many polls in one turn of this task would each be cut short, and woken again.
