@@ -19,7 +19,7 @@ use tokio::runtime;
 use tower_net::{Report, Server, ServerHandle, listen::Tcp, meter::Tally, open_descriptors};
 
 use crate::{
-    descriptors, drain, frames, kernel, slow, soak,
+    descriptors, drain, frames, kernel, pressure, slow, soak,
     stack::{STARTED, Settings},
 };
 
@@ -126,6 +126,8 @@ fn settings_of(role: &str) -> Settings {
         "descriptors" | "nearly" => descriptors::settings(),
         "drain" => drain::settings(),
         "frames" => frames::settings(),
+        "pressed" => pressure::settings(true),
+        "unpressed" => pressure::settings(false),
         "slow" => slow::settings(),
         "soak" => soak::settings(),
         _ => panic!("no role {role}"),
@@ -150,7 +152,7 @@ fn serves_for_a_test_in_another_process() {
     // What the child itself holds, so that it begins near its limit.
     let mut held = Vec::new();
     match role.as_str() {
-        "descriptors" => {}
+        "descriptors" | "pressed" | "unpressed" => {}
         "nearly" => {
             held.extend((0..100).map(|_| File::open("/dev/null").unwrap()));
             kernel::leave_room_for(10);
@@ -161,7 +163,10 @@ fn serves_for_a_test_in_another_process() {
     let log = Log::default();
     let recorder = DebuggingRecorder::new();
     let metrics = recorder.snapshotter();
-    let watched = matches!(role.as_str(), "descriptors" | "nearly");
+    let watched = matches!(
+        role.as_str(),
+        "descriptors" | "nearly" | "pressed" | "unpressed"
+    );
     if watched {
         // The recorder keeps every value it is given: not for the roles whose memory is watched.
         recorder.install().unwrap();
@@ -243,6 +248,14 @@ impl Desk {
             "accept errors" => {
                 let [errors] = self.metrics(["tower_net_accept_errors_total"]);
                 errors.to_string()
+            }
+            "refused" => {
+                let [refused] = self.metrics(["tower_net_refused_total"]);
+                refused.to_string()
+            }
+            "pressure" => {
+                let [level] = self.metrics(["tower_net_pressure"]);
+                level.to_string()
             }
             "descriptor gauges" => {
                 let names = ["tower_net_open_descriptors", "tower_net_descriptor_limit"];

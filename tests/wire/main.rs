@@ -17,6 +17,7 @@ mod listen;
 mod peer;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_protocol;
+mod pressure;
 mod rpc;
 mod server;
 mod slow;

@@ -20,6 +20,7 @@ use tower_net::{
     limit::{ConnectionLimitHandle, ConnectionLimitLayer, OverLimit},
     listen::Tcp,
     meter::{MeterLayer, Tally},
+    pressure::{PressureLayer, Thresholds},
     trace::TraceLayer,
 };
 
@@ -36,6 +37,7 @@ pub(crate) struct Settings {
     pub(crate) skip_oversize: bool,
     pub(crate) drain: Duration,
     pub(crate) backoff: Backoff,
+    pub(crate) pressure: Thresholds,
 }
 
 impl Default for Settings {
@@ -59,6 +61,7 @@ impl Default for Settings {
             skip_oversize: false,
             drain: FAR,
             backoff: Backoff::default(),
+            pressure: Thresholds::default(),
         }
     }
 }
@@ -88,6 +91,7 @@ impl Settings {
         let frames = FrameLayer::with_framing(codec, self.framing).unwrap();
         let service = ServiceBuilder::new()
             .layer(meter)
+            .layer(PressureLayer::new(self.pressure).unwrap())
             .layer(TraceLayer::new())
             .layer(limit)
             .layer(DeadlineLayer::new(self.deadlines).unwrap())

@@ -132,6 +132,20 @@ impl Descriptors {
             limit => (self.others.load(Relaxed) + open as i64) as f64 / limit as f64,
         }
     }
+
+    fn learn(&self, count: &Count) {
+        let limit = descriptor_limit();
+        let descriptors = match (&count.descriptors, limit) {
+            (Ok(descriptors), _) => *descriptors as i64,
+            // None is left to count them with.
+            (Err(error), Some(limit)) if is_out_of_descriptors(error) => limit as i64,
+            (Err(_), _) => return,
+        };
+        self.others
+            .store(descriptors - count.connections as i64, Relaxed);
+        self.limit
+            .store(limit.unwrap_or(0), Relaxed);
+    }
 }
 
 impl Reading {
@@ -259,17 +273,31 @@ impl Sources {
 pub(super) struct Sampler {
     /// How late the last tick was.
     late: Duration,
-    counting: Option<Counting>,
+    /// Descriptors are being counted, on another thread.
+    counting: Option<JoinHandle<Count>>,
     /// When descriptors were last counted.
     counted_at: Option<Instant>,
 }
 
-/// Descriptors are being counted, on another thread.
+/// Descriptors, and the connections that are among them.
 #[derive(Debug)]
-struct Counting {
-    count: JoinHandle<io::Result<usize>>,
-    /// Connections that were open when it began.
-    open: usize,
+struct Count {
+    descriptors: io::Result<usize>,
+    connections: usize,
+}
+
+impl Count {
+    /// Counts, which takes a while. What opens or closes meanwhile may or may not be in the count: it is taken to be,
+    /// so that a burst is not counted twice and refused for that. The next count sets it right.
+    fn take(readings: &Readings) -> Self {
+        let before = readings.open.load(Relaxed);
+        let descriptors = open_descriptors();
+        let after = readings.open.load(Relaxed);
+        Self {
+            descriptors,
+            connections: before.max(after),
+        }
+    }
 }
 
 impl Sampler {
@@ -277,7 +305,7 @@ impl Sampler {
     pub(super) async fn measure(
         &mut self,
         sources: &Sources,
-        readings: &Readings,
+        readings: &Arc<Readings>,
         now: Instant,
         late: Duration,
     ) {
@@ -305,31 +333,17 @@ impl Sampler {
     async fn count_descriptors(
         &mut self,
         reading: &Reading,
-        readings: &Readings,
+        readings: &Arc<Readings>,
         now: Instant,
     ) -> f64 {
         let descriptors = &readings.descriptors;
         if let Some(counting) = self
             .counting
-            .take_if(|counting| counting.count.is_finished())
+            .take_if(|counting| counting.is_finished())
         {
-            // Ready, since it is finished.
-            let counted = counting.count.await;
-            let limit = descriptor_limit();
-            let counted = match (counted, limit) {
-                (Ok(Ok(count)), _) => Some(count as u64),
-                // None is left to count them with.
-                (Ok(Err(error)), Some(limit)) if is_out_of_descriptors(&error) => Some(limit),
-                _ => None,
-            };
-            if let Some(count) = counted {
-                let others = count as i64 - counting.open as i64;
-                descriptors
-                    .others
-                    .store(others, Relaxed);
-                descriptors
-                    .limit
-                    .store(limit.unwrap_or(0), Relaxed);
+            // Ready, since it is finished; an error only if the runtime is ending.
+            if let Ok(count) = counting.await {
+                descriptors.learn(&count);
             }
         }
         let open = readings.open.load(Relaxed);
@@ -337,10 +351,8 @@ impl Sampler {
         let is_due = |at| share >= reading.points.soft || now - at >= COUNT_EVERY;
         if self.counting.is_none() && self.counted_at.is_none_or(is_due) {
             self.counted_at = Some(now);
-            self.counting = Some(Counting {
-                count: spawn_blocking(open_descriptors),
-                open,
-            });
+            let readings = Arc::clone(readings);
+            self.counting = Some(spawn_blocking(move || Count::take(&readings)));
         }
         share
     }
