@@ -6,8 +6,8 @@ mod macros;
 pub(crate) mod client_hello;
 pub mod error;
 pub mod io;
-pub(crate) mod sync;
 pub(crate) mod process;
+pub(crate) mod sync;
 pub(crate) mod time;
 
 pub use self::process::open_descriptors;

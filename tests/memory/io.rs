@@ -23,8 +23,8 @@ use tower_net::{
     limit::{ConnectionLimitLayer, Place},
     listen::AnyIo,
     meter::{MeterIo, MeterLayer},
-    throttle::{Rate, Rates, ThrottleIo, ThrottleLayer},
     pressure::{Enrolled, PressureLayer, Thresholds},
+    throttle::{Rate, Rates, ThrottleIo, ThrottleLayer},
     trace::{Closing, TraceLayer},
 };
 use tower_service::Service;

@@ -35,6 +35,8 @@ mod limit_rate;
 mod limit_table;
 mod limit_vectors;
 mod meter;
+mod networks;
+mod pressure;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_connect;
 #[cfg(feature = "proxy-protocol")]
@@ -43,8 +45,6 @@ mod proxy_header;
 mod proxy_protocol;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_vectors;
-mod networks;
-mod pressure;
 mod server;
 mod throttle;
 mod throttle_handle;

@@ -15,9 +15,9 @@ mod frames;
 mod kernel;
 mod listen;
 mod peer;
+mod pressure;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_protocol;
-mod pressure;
 mod rpc;
 mod server;
 mod slow;
