@@ -3,7 +3,7 @@
 //! In one shell:
 //!
 //! ```sh
-//! cargo run --example echo -- --codec line --first-byte 10s --idle 20s --log info
+//! cargo run --all-features --example echo -- --codec line --first-byte 10s --idle 20s --log info
 //! ```
 //!
 //! and in another:
@@ -18,6 +18,7 @@
 
 mod flags;
 mod report;
+mod whoami;
 
 use std::{
     convert::Infallible,
@@ -39,19 +40,19 @@ use tokio_util::{
     codec::{Decoder, Encoder},
     net::Listener,
 };
-use tower::{Service, ServiceBuilder};
+use tower::{Layer, Service, ServiceBuilder};
 use tower_net::{
     Addr, Conn, Report, Server,
-    deadline::DeadlineLayer,
-    error::BoxError,
+    error::{BoxError, ConfigError},
     frame::{CodecError, Delimited, FrameLayer, LengthDelimited, Request},
-    limit::ConnectionLimitLayer,
+    guard::Guard,
     listen::{Any, AnyIo},
-    meter::{MeterLayer, Snapshot},
-    trace::TraceLayer,
+    meter::Snapshot,
+    throttle::{Rate, Rates, ThrottleLayer},
+    tls::{PemFiles, TlsAcceptLayer, TlsConfig},
 };
 
-use crate::flags::{Codec, Faults, Flags};
+use crate::flags::{Codec, Faults, Flags, Tls};
 
 fn main() -> ExitCode {
     match start() {
@@ -85,26 +86,53 @@ fn start() -> Result<ExitCode, BoxError> {
     })
 }
 
-/// The stack, from the socket at the top to the handler at the bottom, and a runtime to run it on.
+/// The stack, from the socket at the top to the handler at the bottom.
 fn run<C>(codec: C, flags: Flags) -> Result<(Report, Snapshot), BoxError>
 where
     C: Decoder<Item = Bytes, Error = CodecError> + Encoder<Bytes, Error = CodecError>,
     C: Clone + Send + 'static,
 {
-    let limit = ConnectionLimitLayer::new(flags.max_connections)?.over_limit(flags.over_limit);
-    let deadlines = DeadlineLayer::new(flags.deadlines.clone())?;
+    let guard = Guard::new(flags.guard.clone())?;
+    let throttle = flags.throttle.map(throttle).transpose()?;
+    let throttle = throttle.map(|layer| layer.dry_run(flags.dry_run));
     let frames = FrameLayer::with_framing(codec, flags.framing.clone())?;
-    let (meter, tally) = MeterLayer::pair("echo");
-    let faults = flags.faults.clone();
+    let (whoami, faults) = (flags.whoami, flags.faults.clone());
 
-    let stack = ServiceBuilder::new()
-        .layer(meter)
-        .layer(limit)
-        .layer(TraceLayer::new())
-        .layer(deadlines)
+    let requests = ServiceBuilder::new()
+        .option_layer(throttle)
         .layer(frames)
-        .service_fn(move |request: Request<Bytes>| echo(request.into_message(), faults.clone()));
+        .service_fn(move |request: Request<Bytes>| answer(request, whoami, faults.clone()));
 
+    let tally = guard.tally();
+    let report = match &flags.tls {
+        None => start_runtime(guard.layer(requests), flags),
+        Some(files) => {
+            let tls = TlsAcceptLayer::new(config(files)?).handshakes(guard.handshakes());
+            start_runtime(guard.handshake(tls).layer(requests), flags)
+        }
+    };
+    Ok((report?, tally.snapshot()))
+}
+
+/// So many bytes a second of each connection, each way.
+fn throttle(bytes: u64) -> Result<ThrottleLayer, ConfigError> {
+    let rate = Rate::per_second(bytes);
+    ThrottleLayer::new(Rates::new().receive(rate).send(rate))
+}
+
+fn config(files: &Tls) -> Result<TlsConfig, BoxError> {
+    let mut pem = PemFiles::new(&files.certificate, &files.key).alpn(&files.alpn);
+    if let Some(authorities) = &files.client_ca {
+        pem = pem.require_client_certificates(authorities);
+    }
+    Ok(pem.load()?.config())
+}
+
+fn start_runtime<S>(stack: S, flags: Flags) -> Result<Report, BoxError>
+where
+    S: Service<Conn<AnyIo>, Response = (), Error = BoxError> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
     let mut builder = match flags.threads {
         Some(1) => Builder::new_current_thread(),
         _ => Builder::new_multi_thread(),
@@ -113,15 +141,20 @@ where
         builder.worker_threads(threads);
     }
     let runtime = builder.enable_all().build()?;
-    let report = runtime.block_on(serve(stack, flags))?;
+    let report = runtime.block_on(serve(stack, flags));
     // Whatever has not ended by now never will.
     runtime.shutdown_background();
-    Ok((report, tally.snapshot()))
+    report
 }
 
-/// Answers a frame with itself, unless the flags ask for trouble.
-async fn echo(frame: Bytes, faults: Faults) -> Result<Bytes, Infallible> {
-    let has = |word: &Bytes| memmem::find(&frame, word).is_some();
+/// Answers a frame with itself or with who sent it, unless the flags ask for trouble.
+async fn answer(
+    request: Request<Bytes>,
+    whoami: bool,
+    faults: Faults,
+) -> Result<Bytes, serde_json::Error> {
+    let frame = request.message();
+    let has = |word: &Bytes| memmem::find(frame, word).is_some();
     if faults
         .panic_word
         .as_ref()
@@ -135,7 +168,10 @@ async fn echo(frame: Bytes, faults: Faults) -> Result<Bytes, Infallible> {
     {
         sleep(delay).await;
     }
-    Ok(frame)
+    if whoami {
+        return whoami::json(request.conn());
+    }
+    Ok(request.into_message())
 }
 
 /// Listens, serves until a signal comes, and drains.

@@ -6,6 +6,8 @@ mod checklist;
 mod connection;
 mod descriptors;
 mod drain;
+#[cfg(feature = "guard")]
+pub mod guard;
 mod live;
 #[cfg(test)]
 mod quiet;
