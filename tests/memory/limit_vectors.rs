@@ -25,7 +25,7 @@ use tower_service::Service;
 use crate::support::{
     io::Script,
     readings::recorded,
-    service::{millis, secs},
+    service::secs,
 };
 
 const VECTORS: &str = include_str!("../vectors/limits.json");

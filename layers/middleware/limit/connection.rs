@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use pin_project_lite::pin_project;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Sleep, sleep},
@@ -25,7 +24,7 @@ use crate::{
         io::{GuardedIo, Io},
         time::KeepsTime,
     },
-    conn::{CloseReason, Conn, Safeguard, refusals::Refusals},
+    conn::{Admission, CloseReason, Conn, Safeguard, refusals::Refusals},
 };
 
 /// What becomes of the connection that is one too many.
@@ -199,7 +198,7 @@ where
 {
     type Response = S::Response;
     type Error = BoxError;
-    type Future = ConnectionLimitFuture<S::Future>;
+    type Future = Admission<S::Future, Full>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         // The inner service first: a place must not be held while something else is waited for.
@@ -207,7 +206,7 @@ where
         self.poll_place(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, conn: Conn<I>) -> ConnectionLimitFuture<S::Future> {
+    fn call(&mut self, conn: Conn<I>) -> Self::Future {
         let place = self.place.take();
         let place = place.or_else(|| {
             Arc::clone(&self.shared.places)
@@ -216,9 +215,7 @@ where
         });
         if place.is_none() && self.refusals.refuse() {
             conn.refuse(CloseReason::Limit);
-            return ConnectionLimitFuture::Refused {
-                limit: self.shared.limit,
-            };
+            return Admission::refused(Full { limit: self.shared.limit });
         }
         if !self.refusals.is_dry_run() {
             conn.info()
@@ -226,39 +223,7 @@ where
                 .mark(Safeguard::ConnectionLimit);
         }
         let conn = conn.map_io(|io| GuardedIo::new(io, Place { _permit: place }));
-        ConnectionLimitFuture::Admitted {
-            inner: self.inner.call(conn),
-        }
-    }
-}
-
-pin_project! {
-    /// The future of [`ConnectionLimit`].
-    #[derive(Debug)]
-    #[project = Projected]
-    #[must_use = "futures do nothing unless polled"]
-    #[allow(missing_docs, reason = "opaque: the variants are no part of the API")]
-    #[non_exhaustive]
-    pub enum ConnectionLimitFuture<F> {
-        #[doc(hidden)]
-        Admitted { #[pin] inner: F },
-        #[doc(hidden)]
-        Refused { limit: usize },
-    }
-}
-
-impl<F, T, E> Future for ConnectionLimitFuture<F>
-where
-    F: Future<Output = Result<T, E>>,
-    E: Into<BoxError>,
-{
-    type Output = Result<T, BoxError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project() {
-            Projected::Admitted { inner } => inner.poll(cx).map_err(Into::into),
-            Projected::Refused { limit } => Poll::Ready(Err(Full { limit: *limit }.into())),
-        }
+        Admission::admitted(self.inner.call(conn))
     }
 }
 

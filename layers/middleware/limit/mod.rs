@@ -90,7 +90,7 @@ mod table;
 
 pub use self::{
     connection::{
-        ConnectionLimit, ConnectionLimitFuture, ConnectionLimitHandle, ConnectionLimitLayer, Full,
+        ConnectionLimit, ConnectionLimitHandle, ConnectionLimitLayer, Full,
         OverLimit, Place,
     },
     peers::TrackedPeer,

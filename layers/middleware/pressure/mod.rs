@@ -79,12 +79,10 @@ mod settings;
 use std::{
     error::Error,
     fmt, io,
-    pin::Pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
 };
 
-use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -93,7 +91,7 @@ use crate::{
         error::{BoxError, ConfigError},
         io::{GuardedIo, Io},
     },
-    conn::{CloseReason, Conn, ConnInfo, Networks},
+    conn::{Admission, CloseReason, Conn, ConnInfo, Networks},
 };
 
 use self::{measure::Readings, rounds::Shared};
@@ -196,7 +194,7 @@ where
 {
     type Response = S::Response;
     type Error = BoxError;
-    type Future = PressureFuture<S::Future>;
+    type Future = Admission<S::Future, Overloaded>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.shared.check_time()?;
@@ -204,47 +202,13 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, conn: Conn<I>) -> PressureFuture<S::Future> {
+    fn call(&mut self, conn: Conn<I>) -> Self::Future {
         match self.admit(conn.info()) {
-            Ok(enrolled) => PressureFuture::Admitted {
-                inner: self
-                    .inner
-                    .call(conn.map_io(|io| GuardedIo::new(io, enrolled))),
-            },
+            Ok(enrolled) => { let conn = conn.map_io(|io| GuardedIo::new(io, enrolled)); Admission::admitted(self.inner.call(conn)) }
             Err(overloaded) => {
                 conn.refuse(CloseReason::Pressure);
-                PressureFuture::Refused { overloaded }
+                Admission::refused(overloaded)
             }
-        }
-    }
-}
-
-pin_project! {
-    /// The future of [`Pressure`].
-    #[derive(Debug)]
-    #[project = Projected]
-    #[must_use = "futures do nothing unless polled"]
-    #[allow(missing_docs, reason = "opaque: the variants are no part of the API")]
-    #[non_exhaustive]
-    pub enum PressureFuture<F> {
-        #[doc(hidden)]
-        Admitted { #[pin] inner: F },
-        #[doc(hidden)]
-        Refused { overloaded: Overloaded },
-    }
-}
-
-impl<F, T, E> Future for PressureFuture<F>
-where
-    F: Future<Output = Result<T, E>>,
-    E: Into<BoxError>,
-{
-    type Output = Result<T, BoxError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project() {
-            Projected::Admitted { inner } => inner.poll(cx).map_err(Into::into),
-            Projected::Refused { overloaded } => Poll::Ready(Err((*overloaded).into())),
         }
     }
 }

@@ -270,7 +270,7 @@ impl Settings {
             filter: FilterLayer::new(self.rules()?).dry_run(dry_run.filter),
             connect_rate: self.rate_layer()?,
             per_peer: PerPeerLimitLayer::new(self.per_peer.unwrap_or(u32::MAX) as usize)?
-                .exempt(self.exempt(self.per_peer.is_none())?)
+                .exempt(self.unlimited(self.per_peer.is_none())?)
                 .ipv6_prefix(self.ipv6_prefix)?
                 .dry_run(dry_run.per_peer),
             trace: TraceLayer::new(),
@@ -324,13 +324,13 @@ impl Settings {
     fn rate_layer(&self) -> Result<ConnectRateLayer, ConfigError> {
         let rate = self.connect_rate.unwrap_or(settings::CONNECT_RATE);
         ConnectRateLayer::new(rate.per_second, rate.burst)?
-            .exempt(self.exempt(self.connect_rate.is_none())?)
+            .exempt(self.unlimited(self.connect_rate.is_none())?)
             .ipv6_prefix(self.ipv6_prefix)
             .map(|layer| layer.dry_run(self.dry_run.connect_rate))
     }
 
     /// Who has no limit: for a limit that is off, everybody.
-    fn exempt(&self, everybody: bool) -> Result<Networks, ConfigError> {
+    fn unlimited(&self, everybody: bool) -> Result<Networks, ConfigError> {
         if everybody {
             Networks::parse(["0.0.0.0/0", "::/0"])
         } else {
