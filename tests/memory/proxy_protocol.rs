@@ -319,6 +319,19 @@ async fn who_must_send_a_header_is_not_served_without_whatever_others_may() {
 }
 
 #[tokio::test]
+async fn a_stranger_whose_header_is_ignored_must_send_one_all_the_same() {
+    let layer = trusting().others(Others::IgnoreHeader);
+    let io = Script::new().bytes("hello").end();
+
+    let error = accept(layer, io, STRANGER)
+        .await
+        .unwrap_err();
+
+    let error = find::<HeaderError>(&*error);
+    assert_eq!(error, Some(&HeaderError::NotProxy));
+}
+
+#[tokio::test]
 async fn a_proxy_on_a_dual_stack_socket_is_in_its_ipv4_network() {
     let io = Script::new().bytes(LINE);
 

@@ -141,6 +141,25 @@ async fn input(id: &str, vector: &Value) {
             (_, other) => panic!("{id}: {other:?}"),
         }
     }
+
+    // And once by the layer.
+    let layer = trusting().rules(rules);
+    let served = accept(layer, script(&one_by_one(&bytes)), "10.0.0.1:1").await;
+    match (expect["error"].as_str(), served) {
+        (Some(expected), Err(error)) => match find::<HeaderError>(&*error) {
+            Some(error) => assert_eq!(class(error), expected, "{id}"),
+            None => assert!(bytes.is_empty(), "{id}: {error}"),
+        },
+        (None, Ok(mut conn)) => {
+            let mut rest = Vec::new();
+            conn.read_to_end(&mut rest)
+                .await
+                .unwrap();
+            let header = conn.info().proxy().unwrap();
+            meets(id, header, &rest, &bytes, &expect["ok"]);
+        }
+        (_, other) => panic!("{id}: {other:?}"),
+    }
 }
 
 /// What holds here where projects disagree.
@@ -230,14 +249,9 @@ fn v2(command: u8, family: u8, payload: &[u8]) -> Bytes {
 
 /// Reads a header in these pieces: what is read, and what the stream has behind it.
 async fn read(rules: &HeaderRules, pieces: &[Bytes]) -> (Result<Header, &'static str>, Vec<u8>) {
-    let mut script = Script::new();
-    for piece in pieces
-        .iter()
-        .filter(|piece| !piece.is_empty())
-    {
-        script = script.bytes(piece);
-    }
-    let reading = prelude::read(script.end(), rules.longest(), None, |seen| rules.step(seen));
+    let reading = prelude::read(script(pieces), rules.longest(), None, |seen| {
+        rules.step(seen)
+    });
     match reading.await {
         Ok((header, io)) => {
             let (taken, mut io) = io.into_parts();
@@ -250,6 +264,17 @@ async fn read(rules: &HeaderRules, pieces: &[Bytes]) -> (Result<Header, &'static
         Err(PreludeError::Ended(_)) => (Err("truncated"), Vec::new()),
         Err(other) => panic!("{other}"),
     }
+}
+
+/// A stream of these pieces, which then ends.
+fn script(pieces: &[Bytes]) -> Script {
+    // An empty one would be the end already.
+    let pieces = pieces
+        .iter()
+        .filter(|piece| !piece.is_empty());
+    pieces
+        .fold(Script::new(), Script::bytes)
+        .end()
 }
 
 async fn outcome(rules: &HeaderRules, bytes: &Bytes) -> (Result<Header, &'static str>, Vec<u8>) {

@@ -86,7 +86,7 @@ fn spawn(command: &mut Command) -> Child {
     match spawned {
         Ok(child) => child,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let program = command.get_program().display();
+            let program = command.get_program().to_string_lossy();
             panic!("`{program}` is not installed, and this test speaks with a real one")
         }
         Err(error) => panic!("{command:?}: {error}"),
