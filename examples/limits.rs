@@ -56,7 +56,10 @@ async fn main() -> Result<(), BoxError> {
 
 /// Swaps what a new file says, and shows who is there.
 async fn on_signals(guard: &Guard, file: &Option<PathBuf>) -> Result<Infallible, BoxError> {
-    let (mut hangup, mut show) = (signal(SignalKind::hangup())?, signal(SignalKind::user_defined1())?);
+    let (mut hangup, mut show) = (
+        signal(SignalKind::hangup())?,
+        signal(SignalKind::user_defined1())?,
+    );
     loop {
         tokio::select! {
             _ = hangup.recv() => match settings(file).and_then(|new| Ok(guard.adopt(&new)?)) {
@@ -86,11 +89,15 @@ fn arguments() -> Result<(String, Option<PathBuf>), BoxError> {
     let (mut listen, mut file) = ("127.0.0.1:7003".to_owned(), None);
     let mut arguments = env::args().skip(1);
     while let Some(flag) = arguments.next() {
-        let value = arguments.next().ok_or("every flag has a value")?;
+        let value = arguments
+            .next()
+            .ok_or("every flag has a value")?;
         match flag.as_str() {
             "--listen" => listen = value,
             "--settings" => file = Some(value.into()),
-            _ => return Err(format!("{flag}: no such flag: --listen ADDR, --settings FILE").into()),
+            _ => {
+                return Err(format!("{flag}: no such flag: --listen ADDR, --settings FILE").into());
+            }
         }
     }
     Ok((listen, file))

@@ -263,7 +263,10 @@ impl<A: Iterator<Item = String>> Value<'_, A> {
     /// What is separated by commas.
     fn list(&mut self) -> Result<Vec<String>, BoxError> {
         let text = self.text()?;
-        Ok(text.split(',').map(str::to_owned).collect())
+        Ok(text
+            .split(',')
+            .map(str::to_owned)
+            .collect())
     }
 
     fn pair(&mut self) -> Result<(PathBuf, PathBuf), BoxError> {

@@ -93,7 +93,10 @@ where
     C: Clone + Send + 'static,
 {
     let guard = Guard::new(flags.guard.clone())?;
-    let throttle = flags.throttle.map(throttle).transpose()?;
+    let throttle = flags
+        .throttle
+        .map(throttle)
+        .transpose()?;
     let throttle = throttle.map(|layer| layer.dry_run(flags.dry_run));
     let frames = FrameLayer::with_framing(codec, flags.framing.clone())?;
     let (whoami, faults) = (flags.whoami, flags.faults.clone());

@@ -22,11 +22,7 @@ use tower_net::{
 };
 use tower_service::Service;
 
-use crate::support::{
-    io::Script,
-    readings::recorded,
-    service::secs,
-};
+use crate::support::{io::Script, readings::recorded, service::secs};
 
 const VECTORS: &str = include_str!("../vectors/limits.json");
 

@@ -27,6 +27,7 @@ mod frame_driver;
 mod frame_dry_run;
 mod frame_late;
 mod frame_leave;
+mod guard;
 mod handshakes;
 mod io;
 mod limit;

@@ -215,7 +215,9 @@ where
         });
         if place.is_none() && self.refusals.refuse() {
             conn.refuse(CloseReason::Limit);
-            return Admission::refused(Full { limit: self.shared.limit });
+            return Admission::refused(Full {
+                limit: self.shared.limit,
+            });
         }
         if !self.refusals.is_dry_run() {
             conn.info()

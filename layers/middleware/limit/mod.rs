@@ -90,8 +90,7 @@ mod table;
 
 pub use self::{
     connection::{
-        ConnectionLimit, ConnectionLimitHandle, ConnectionLimitLayer, Full,
-        OverLimit, Place,
+        ConnectionLimit, ConnectionLimitHandle, ConnectionLimitLayer, Full, OverLimit, Place,
     },
     peers::TrackedPeer,
     per_peer::{

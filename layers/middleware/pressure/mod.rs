@@ -204,7 +204,10 @@ where
 
     fn call(&mut self, conn: Conn<I>) -> Self::Future {
         match self.admit(conn.info()) {
-            Ok(enrolled) => { let conn = conn.map_io(|io| GuardedIo::new(io, enrolled)); Admission::admitted(self.inner.call(conn)) }
+            Ok(enrolled) => {
+                let conn = conn.map_io(|io| GuardedIo::new(io, enrolled));
+                Admission::admitted(self.inner.call(conn))
+            }
             Err(overloaded) => {
                 conn.refuse(CloseReason::Pressure);
                 Admission::refused(overloaded)

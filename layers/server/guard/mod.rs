@@ -67,8 +67,8 @@ use std::time::Duration;
 
 use tower_layer::{Identity, Layer};
 
-pub use self::settings::{DryRun, Settings};
 use self::settings::Surplus;
+pub use self::settings::{DryRun, Settings};
 use crate::{
     base::error::ConfigError,
     conn::{Handshakes, Networks},
@@ -76,8 +76,9 @@ use crate::{
         deadline::{DeadlineLayer, DeadlineService, Deadlines},
         filter::{Filter, FilterHandle, FilterLayer, Rules},
         limit::{
-            ConnectRate, ConnectRateHandle, ConnectRateLayer, ConnectionLimit, ConnectionLimitHandle,
-            ConnectionLimitLayer, OverLimit, PerPeerLimit, PerPeerLimitHandle, PerPeerLimitLayer,
+            ConnectRate, ConnectRateHandle, ConnectRateLayer, ConnectionLimit,
+            ConnectionLimitHandle, ConnectionLimitLayer, OverLimit, PerPeerLimit,
+            PerPeerLimitHandle, PerPeerLimitLayer,
         },
         meter::{Meter, MeterLayer, Tally},
         pressure::{Pressure, PressureHandle, PressureLayer, Thresholds},
@@ -205,11 +206,22 @@ impl<H> Guard<H> {
         let rules = settings.rules()?;
         let (per_peer, rate) = (self.per_peer(), self.connect_rate());
         for (setting, was_on, is_on) in [
-            ("per_peer", self.layers.limits.0, settings.per_peer.is_some()),
-            ("connect_rate", self.layers.limits.1, settings.connect_rate.is_some()),
+            (
+                "per_peer",
+                self.layers.limits.0,
+                settings.per_peer.is_some(),
+            ),
+            (
+                "connect_rate",
+                self.layers.limits.1,
+                settings.connect_rate.is_some(),
+            ),
         ] {
             if was_on != is_on {
-                return Err(ConfigError::new(setting, "cannot be turned on or off while it runs"));
+                return Err(ConfigError::new(
+                    setting,
+                    "cannot be turned on or off while it runs",
+                ));
             }
         }
         // Judged as a whole before any of it is taken.
@@ -322,7 +334,9 @@ impl Settings {
     }
 
     fn rate_layer(&self) -> Result<ConnectRateLayer, ConfigError> {
-        let rate = self.connect_rate.unwrap_or(settings::CONNECT_RATE);
+        let rate = self
+            .connect_rate
+            .unwrap_or(settings::CONNECT_RATE);
         ConnectRateLayer::new(rate.per_second, rate.burst)?
             .exempt(self.unlimited(self.connect_rate.is_none())?)
             .ipv6_prefix(self.ipv6_prefix)
