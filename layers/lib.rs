@@ -54,11 +54,17 @@
 //!
 //! ```text
 //!  listen ─► accept ─────► your stack ───────────────────────────► your service ─► close ─► report
-//!              └ Backoff     meter       every byte, every end                       one CloseReason,
-//!                            limit       refuse before spending anything             the first one given
-//!                            trace       a span, an event
-//!                            deadline    first byte, idle, write stall, age
-//!                            frame       bytes ─► requests ─► replies
+//!              └ Backoff     meter           every byte, every end                   one CloseReason,
+//!                            limit           refuse before spending anything         the first one given
+//!                            pressure        what the process is short of
+//!                            proxy_protocol  who the client really is
+//!                            filter, limit   who is let in, how many, how fast
+//!                            trace           a span, an event
+//!                            tls, detect     handshake; which service
+//!                            deadline        first byte, idle, write stall, age
+//!                            throttle        so many bytes a second
+//!                            frame           bytes ─► requests ─► replies
+//!                          └─ all but the last two as one value: guard
 //! ```
 //!
 //! # The floors
@@ -83,14 +89,14 @@
 //! | write stall | 30 s | longer than any pause of a peer that will go on |
 //! | request, handler, reply | 30 s each | what callers wait before they give up themselves |
 //! | replies queued | 64 KiB | one large write; beyond it reading stops |
-//! | TLS handshakes | 256 at once, within 10 s each | two cores are busy with fewer; a few lost packets, no more |
 //! | ClientHello | 16 KiB | as Envoy has it; clients send a tenth of it |
 //! | frame | stated by you | there is no size that is right for all |
 //! | connections | stated by you | it depends on descriptors and memory |
 //! | burst of a rate | what passes in 100 ms, at least 1 KiB | a small message goes out whole, a large one in steps |
 //! | drain | 30 s | longer than nearly every request, within what process managers allow |
 //! | PROXY header | 107 bytes as a line, 4096 behind the fixed part of version 2 | nobody's is longer, but for client certificates |
-//! | handshakes | 256 at once, within 10 s each | a few lost packets on a bad line, and no more |
+//! | PROXY headers and TLS handshakes | 256 at once, within 10 s each | two cores are busy with fewer; a few lost packets, no more |
+//! | peers that limits remember | 65,536 | 2.4 MB; beyond it the best behaved are forgotten first |
 //! | backlog | 4096 | the system's own cap |
 //! | TCP | no delay, keepalive after 15 s | as Go does |
 //! | Unix socket | mode `0600` | whoever wants others to connect has to say so |
@@ -107,14 +113,17 @@
 //! | `tower_net_connections_active` | gauge | `service` | [`meter`] |
 //! | `tower_net_received_bytes_total`, `tower_net_sent_bytes_total` | counter | `service` | [`meter`] |
 //! | `tower_net_first_byte_seconds`, `tower_net_connection_seconds` | histogram | `service` | [`meter`] |
-//! | `tower_net_refused_total` | counter | `reason` | [`limit`] |
+//! | `tower_net_refused_total` | counter | `reason`: those that [are refusals](CloseReason::is_refusal), and `proxy_header` for a peer that is not trusted | [`limit`], [`filter`], [`pressure`], [`proxy_protocol`], [`Handshakes`] |
+//! | `tower_net_dry_run_total` | counter | `reason`: what a limit or deadline in a dry run would have ended | all that have a dry run |
+//! | `tower_net_peer_table_evictions_total` | counter | `reason`: of the limit whose table is full | [`limit`] |
+//! | `tower_net_pressure` | gauge | `resource`: `descriptors`, `memory`, `lag`, and the names of your own | [`pressure`] |
 //! | `tower_net_proxy_headers_total` | counter | `outcome`: `v1`, `v2`, `local`; `ignored`, `direct`, `untrusted` of others; `invalid`, `timeout`, `silent`, `limit`, `failed` | [`proxy_protocol`] |
-//! | `tower_net_detected_total` | counter | `protocol`: the names of the routes, or `other` | [`detect`] |
-//! | `tower_net_throttled_bytes_total` | counter | `direction`: `receive`, `send`; `dry_run`: `true`, `false` | [`throttle`] |
 //! | `tower_net_handshakes_pending` | gauge | | [`Handshakes`] |
 //! | `tower_net_handshakes_total` | counter | `outcome`: `ok_full`, `ok_resumed`, `abandoned`, or see [`HandshakeFailure`](tls::HandshakeFailure) | [`tls`] |
 //! | `tower_net_handshake_seconds` | histogram | of those that succeeded | [`tls`] |
 //! | `tower_net_tls_reloads_total` | counter | `outcome`: `ok`, or see [`ConfigFault`](tls::ConfigFault) | [`tls`] |
+//! | `tower_net_detected_total` | counter | `protocol`: the names of the routes, or `other` | [`detect`] |
+//! | `tower_net_throttled_bytes_total` | counter | `direction`: `receive`, `send`; `dry_run`: `true`, `false` | [`throttle`] |
 //! | `tower_net_requests_total` | counter | `service`, `outcome`: `ok`, `failed` | [`frame`] |
 //! | `tower_net_request_seconds` | histogram | `service`, `outcome`; zero for a request that was answered at once | [`frame`] |
 //! | `tower_net_write_queue_bytes` | gauge | `service` | [`frame`] |
@@ -127,10 +136,11 @@
 //!
 //! | feature | room | brings |
 //! |---|---|---|
+//! | `guard` | [`guard`] | `serde` and `humantime`, for its settings; `proxy-protocol` |
 //! | `proxy-protocol` | [`proxy_protocol`] | `crc32c` |
-//! | feature | brings |
-//! |---|---|
-//! | `tls` | [`tls`]: rustls, with the crypto provider of your choice |
+//! | `tls` | [`tls`] | `tokio-rustls`; the crypto provider is your choice, a feature of rustls |
+//!
+//! All other rooms are always there: they need nothing beyond tokio and tower. A feature adds, and changes nothing else.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![doc(test(attr(deny(warnings))))]
