@@ -19,6 +19,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Measure the memory of an idle connection instead of the CPU of a request
     Idle(IdleArgs),
+    /// Measure TLS instead: the CPU of a handshake with one byte behind it, and the memory of an idle connection
+    #[cfg(feature = "ours")]
+    Tls(TlsArgs),
     /// Be the server process of one contestant (started by the other commands)
     #[command(hide = true)]
     Server {
@@ -66,6 +69,28 @@ pub(crate) struct IdleArgs {
     /// Also write the figures to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) cores: Cores,
+}
+
+#[cfg(feature = "ours")]
+#[derive(Debug, Args)]
+pub(crate) struct TlsArgs {
+    /// Turns of each contestant
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Handshakes in a turn
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) handshakes: u32,
+    /// Let the client resume its session
+    #[arg(long)]
+    pub(crate) resumed: bool,
+    /// Idle connections per contestant
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) connections: u32,
+    /// Also count the instructions of a handshake, with valgrind
+    #[arg(long)]
+    pub(crate) instructions: bool,
     #[command(flatten)]
     pub(crate) cores: Cores,
 }

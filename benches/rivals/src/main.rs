@@ -14,6 +14,8 @@ mod report;
 mod rpc;
 mod server;
 mod stats;
+#[cfg(feature = "ours")]
+mod tls;
 mod wire;
 
 use anyhow::Result;
@@ -29,6 +31,12 @@ fn main() -> Result<()> {
             cpu::allow_many_files()?;
             cpu::pin(args.cores.client_core)?;
             idle::run(&args)
+        }
+        #[cfg(feature = "ours")]
+        Some(Command::Tls(args)) => {
+            cpu::allow_many_files()?;
+            cpu::pin(args.cores.client_core)?;
+            tls::run(&args)
         }
         None => {
             cpu::allow_many_files()?;

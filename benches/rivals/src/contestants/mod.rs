@@ -9,6 +9,8 @@ mod framed_feed;
 mod framed_timeout;
 #[cfg(feature = "ours")]
 mod ours;
+#[cfg(feature = "ours")]
+mod tls;
 mod tokio_lazy;
 mod tokio_plain;
 
@@ -32,6 +34,17 @@ pub(crate) const TABLE: &[Contestant] = &[
     Contestant::new("ours", |l| on_tokio(l, ours::serve)),
     Contestant::new("bare", |l| on_tokio(l, bare::serve)).idle_only(),
 ];
+
+/// The servers of `rivals tls`, the baseline first.
+#[cfg(feature = "ours")]
+pub(crate) const TLS: &[Contestant] = &[
+    Contestant::new("rustls", |l| on_tokio(l, tls::bare)),
+    Contestant::new("ours_tls", |l| on_tokio(l, tls::layer)),
+    Contestant::new("ours_all", |l| on_tokio(l, tls::stack)),
+];
+
+#[cfg(not(feature = "ours"))]
+const TLS: &[Contestant] = &[];
 
 /// A server to be measured.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +84,7 @@ pub(crate) fn find(name: &str) -> Result<&'static Contestant> {
     };
     TABLE
         .iter()
+        .chain(TLS)
         .find(|contestant| contestant.name == name)
         .with_context(|| format!("no contestant `{name}`; there are: {}", known()))
 }
