@@ -347,7 +347,7 @@ async fn what_is_broken_is_malformed() {
         second_record,
         b"\x16\x03\x01\0\0".to_vec(),
     ] {
-        let ended = script(Script::new().bytes(wire), None).await;
+        let ended = script(Script::new().bytes(wire).end(), None).await;
 
         ended.is(HandshakeFailure::Malformed, CloseReason::HandshakeFailed);
     }

@@ -8,7 +8,7 @@ use std::{error::Error, fmt, io};
 
 use bytes::{Buf, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt},
+    io::AsyncReadExt,
     time::{Instant, timeout_at},
 };
 
@@ -86,7 +86,7 @@ where
     I: Io,
 {
     let mut seen = BytesMut::new();
-    let taking = take(&mut io, &mut seen, limit, &mut parse);
+    let taking = take(&mut io, &mut seen, (limit, 0), &mut parse);
     let (value, used) = match deadline {
         None => taking.await?,
         Some(deadline) => {
@@ -101,10 +101,12 @@ where
 
 /// The same without a deadline, off a stream that is only lent: all that was read is in `seen`, also of what was
 /// refused, and of that so many bytes are the value's. Never [`PreludeError::Elapsed`].
+///
+/// A read may take up to `ahead` bytes whoever they belong to, which is for a caller that keeps what is behind.
 pub(crate) async fn take<R, T, E>(
     io: &mut R,
     seen: &mut BytesMut,
-    limit: usize,
+    (limit, ahead): (usize, usize),
     mut parse: impl FnMut(&[u8]) -> Result<Step<T>, E>,
 ) -> Result<(T, usize), PreludeError<E>>
 where
@@ -115,30 +117,19 @@ where
             Step::Done(value, used) => return Ok((value, used)),
             Step::More(_) if seen.len() >= limit => return Err(PreludeError::TooLong(limit)),
             Step::More(want) => {
+                let want = want.max(ahead);
                 let want = want.clamp(1, limit - seen.len());
-                if read_some(io, seen, want).await? == 0 {
+                seen.reserve(want.min(CHUNK.max(ahead)));
+                let read = io
+                    .take(want as u64)
+                    .read_buf(seen)
+                    .await;
+                if read.map_err(PreludeError::Io)? == 0 {
                     return Err(PreludeError::Ended(seen.len()));
                 }
             }
         }
     }
-}
-
-/// One read of at most `want` bytes.
-async fn read_some<R, E>(
-    io: &mut R,
-    seen: &mut BytesMut,
-    want: usize,
-) -> Result<usize, PreludeError<E>>
-where
-    R: AsyncRead + Unpin,
-{
-    seen.reserve(want.min(CHUNK));
-    let read = io
-        .take(want as u64)
-        .read_buf(seen)
-        .await;
-    read.map_err(PreludeError::Io)
 }
 
 /// Reserved for a read at the most, so that a large bound costs nothing before bytes arrive.

@@ -240,23 +240,24 @@ impl Shared {
             return Err(HandshakeFailure::Vanished.into());
         }
         let io = slot.take().expect("taken once");
-        let begun = begin(&hello, io).await?;
-        // What is put back in front of the stream is in rustls by now.
+        let (begun, mut rest) = begin(&hello, io).await?;
+        // Of what came with the hello rustls has room for more than can be left.
+        let begun = begun.into_stream_with(self.config.current(), |session| {
+            while !rest.is_empty() && session.read_tls(&mut rest).is_ok() {}
+        });
         drop(hello);
-        let accepting = begun
-            .into_stream(self.config.current())
-            .into_fallible();
+        let accepting = begun.into_fallible();
         accepting
             .await
             .map_err(|(error, io)| Failed::new(class_of(&error), error).with_io(io))
     }
 
-    /// The bytes of the ClientHello, and none behind its record.
+    /// The bytes of the ClientHello, and what came with it.
     async fn read_hello<I: Io>(&self, io: &mut I, ticket: &Ticket) -> Result<BytesMut, Failed<I>> {
         let mut reader = HelloReader::new(self.max_hello);
         let most = reader.most_on_the_wire();
         let mut seen = BytesMut::new();
-        let read = take(io, &mut seen, most, |seen| {
+        let read = take(io, &mut seen, (most, AHEAD), |seen| {
             if !seen.is_empty() {
                 ticket.spoke();
             }
@@ -269,8 +270,9 @@ impl Shared {
     }
 }
 
-/// Gives rustls the hello that was read, and whatever else it needs to take it.
-async fn begin<I: Io>(hello: &[u8], io: I) -> Result<StartHandshake<I>, Failed<I>> {
+/// Gives rustls the hello that was read, and whatever else it needs to take it. What it has not been given yet comes
+/// back.
+async fn begin<I: Io>(hello: &[u8], io: I) -> Result<(StartHandshake<I>, &[u8]), Failed<I>> {
     let mut acceptor = Acceptor::default();
     let mut rest = hello;
     while !rest.is_empty() {
@@ -278,7 +280,7 @@ async fn begin<I: Io>(hello: &[u8], io: I) -> Result<StartHandshake<I>, Failed<I
             return Err(Failed::new(HandshakeFailure::TooLong, error).with_io(io));
         }
         match acceptor.accept() {
-            Ok(Some(accepted)) => return Ok(StartHandshake::from_parts(accepted, io)),
+            Ok(Some(accepted)) => return Ok((StartHandshake::from_parts(accepted, io), rest)),
             Ok(None) => {}
             Err((error, mut alert)) => {
                 let error = io::Error::new(io::ErrorKind::InvalidData, error);
@@ -291,14 +293,14 @@ async fn begin<I: Io>(hello: &[u8], io: I) -> Result<StartHandshake<I>, Failed<I
     }
     // The record goes on behind the hello: a record is taken whole or not at all.
     let mut accepting = pin!(LazyConfigAcceptor::new(acceptor, io));
-    accepting
-        .as_mut()
-        .await
-        .map_err(|error| {
+    match accepting.as_mut().await {
+        Ok(begun) => Ok((begun, rest)),
+        Err(error) => {
             let mut failed = Failed::new(class_of(&error), error);
             failed.io = accepting.take_io();
-            failed
-        })
+            Err(failed)
+        }
+    }
 }
 
 /// Why there is no hello, and what its sender is told.
@@ -373,6 +375,10 @@ fn log(error: &HandshakeError, info: &ConnInfo) {
 
 /// What clients send is a few hundred bytes, with post-quantum key shares two thousand. As Envoy has it.
 const MAX_HELLO: usize = 16 * 1024;
+
+/// A read takes so many bytes at least, if they are there: a hello is mostly one read then. (As much is held for a
+/// peer that is silent, while its handshake is under way.)
+const AHEAD: usize = 2 * 1024;
 
 /// An alert, or an end, has crossed the world in less.
 const GOODBYE: Duration = Duration::from_secs(1);

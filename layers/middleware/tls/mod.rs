@@ -24,7 +24,7 @@
 //! |---|---|
 //! | handshakes under way | 256, see [`Handshakes`](crate::Handshakes); apart from the connections that are established |
 //! | their time | 10 s each, shared with a PROXY header above |
-//! | the ClientHello | 16 KiB, refused by the length it announces before any of it is kept |
+//! | the ClientHello | 16 KiB, refused by the length it announces; until then 2 KiB of it are held |
 //! | sessions to resume | 4096, see [`PemFiles::sessions`]; a configuration of your own: 256 |
 //! | encrypted and not yet written | 64 KiB a connection, before a write waits |
 //! | a goodbye to a peer that was refused | 1 s and 64 KiB |
