@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use tokio::time::sleep;
 use tokio_rustls::rustls::{
     ClientConfig, ServerConfig, crypto::ring, server::ResolvesServerCert, sign::CertifiedKey,
 };
+use tokio_test::{assert_pending, task};
 use tower_net::{
     error::find,
     tls::{
@@ -14,7 +16,10 @@ use tower_net::{
 };
 
 use crate::{
-    support::pki::{Authority, BOTH, Pair, connect, connect_with, provider},
+    support::{
+        pki::{Authority, BOTH, Pair, connect, connect_with, provider},
+        service::millis,
+    },
     tls::{exchange, layer, open, town},
 };
 
@@ -201,6 +206,29 @@ async fn a_swap_is_for_new_handshakes_and_drops_nobody() {
 
     assert_eq!(shown.as_deref(), Ok(renewed.chain[0].as_ref()));
     assert_eq!(exchange(&mut before, "still").await, "still");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_under_way_goes_on_with_what_it_began_with() {
+    let (authority, server) = town();
+    let renewed = authority.server(&["a.test"]);
+    let config = TlsConfig::new(server.serving());
+    let layer = TlsAcceptLayer::new(config.clone());
+    let (far, _, _served) = open(&layer);
+    let mut connecting = task::spawn(connect(authority.trusting(), "a.test", far));
+    assert_pending!(connecting.poll());
+    // The hello is there, and answered by now.
+    sleep(millis(1)).await;
+    assert!(connecting.is_woken());
+
+    config.swap(renewed.serving());
+    let mut client = connecting.await.unwrap();
+
+    exchange(&mut client, "hello").await;
+    let chain = client.get_ref().1.peer_certificates();
+    assert_eq!(chain.unwrap(), server.chain);
+    let next = shown_to(&layer, authority.trusting(), "a.test").await;
+    assert_eq!(next.as_deref(), Ok(renewed.chain[0].as_ref()));
 }
 
 #[tokio::test(start_paused = true)]

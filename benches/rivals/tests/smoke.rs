@@ -39,7 +39,15 @@ fn an_unknown_contestant_is_refused_with_the_known_ones() {
 #[test]
 fn all_tls_contestants_shake_hands_and_hold_idle_connections() {
     for resumed in [&[][..], &["--resumed"]] {
-        let args = ["tls", "--rounds", "1", "--handshakes", "5", "--connections", "5"];
+        let args = [
+            "tls",
+            "--rounds",
+            "1",
+            "--handshakes",
+            "5",
+            "--connections",
+            "5",
+        ];
         let (ok, text) = rivals(&[&args[..], resumed].concat());
         assert!(ok, "{text}");
         assert_eq!(text.matches("ours_all").count(), 2, "{text}");

@@ -39,7 +39,9 @@ pub(super) async fn layer(listener: TcpListener) {
     let stack = ServiceBuilder::new()
         .layer(TlsAcceptLayer::new(config()))
         .service(service_fn(|conn: Conn<_>| echo(conn)));
-    let served = Server::new(no_delay(listener)).serve(stack).await;
+    let served = Server::new(no_delay(listener))
+        .serve(stack)
+        .await;
     served.expect("a runtime with timers");
 }
 
@@ -52,7 +54,9 @@ pub(super) async fn stack(listener: TcpListener) {
         .layer(DeadlineLayer::default())
         .layer(FrameLayer::new(Delimited::lines(64)))
         .service_fn(|request: Request<Bytes>| ready(Ok::<_, io::Error>(request.into_message())));
-    let served = Server::new(no_delay(listener)).serve(stack).await;
+    let served = Server::new(no_delay(listener))
+        .serve(stack)
+        .await;
     served.expect("a runtime with timers");
 }
 

@@ -107,7 +107,11 @@ fn instructions(args: &TlsArgs) -> Result<()> {
         let counted = |handshakes| count(contestant, handshakes, args);
         let each = (counted(many)? - counted(few)?) / f64::from(many - few);
         let baseline = *first.get_or_insert(each);
-        println!("{:<16}{each:>14.0}{:>10.3}", contestant.name, each / baseline);
+        println!(
+            "{:<16}{each:>14.0}{:>10.3}",
+            contestant.name,
+            each / baseline
+        );
     }
     Ok(())
 }
@@ -123,10 +127,16 @@ fn count(contestant: &Contestant, handshakes: u32, args: &TlsArgs) -> Result<f64
         .stderr(Stdio::piped())
         .spawn()
         .context("cannot start valgrind")?;
-    let stdout = child.stdout.take().context("no output")?;
+    let stdout = child
+        .stdout
+        .take()
+        .context("no output")?;
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line)?;
-    let port = line.trim().parse().context("the server printed no port")?;
+    let port = line
+        .trim()
+        .parse()
+        .context("the server printed no port")?;
     let client = Client::new(args.resumed);
     for _ in 0..handshakes {
         client.exchange(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?;
