@@ -293,6 +293,13 @@ fn tls(seen: &[u8]) -> Answer {
 
 fn http1(seen: &[u8]) -> Answer {
     let mut answer = Answer::No;
+    // Most of what is none is known by this.
+    if seen
+        .first()
+        .is_some_and(|first| !first.is_ascii_uppercase())
+    {
+        return answer;
+    }
     for method in HTTP_METHODS {
         match starts_with(seen, method.as_bytes()) {
             Answer::Yes => match &seen[method.len()..] {
