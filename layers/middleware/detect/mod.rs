@@ -5,30 +5,31 @@
 //!
 //! One port for TLS, HTTP and an RPC of length-prefixed frames:
 //!
-//! ```
-//! # use bytes::Bytes;
-//! # use tower::{ServiceBuilder, service_fn};
-//! # use tower_net::{Conn, Networks, error::BoxError, io::Io, listen::Tcp, Server};
+//! ```no_run
+//! use bytes::Bytes;
+//! use tower::{ServiceBuilder, service_fn};
 //! use tower_net::{
+//!     Conn, Server,
 //!     deadline::DeadlineLayer,
 //!     detect::{DetectLayer, Protocol},
 //!     frame::{FrameLayer, LengthDelimited, Request},
 //! };
+//! # use tower_net::{error::BoxError, io::Io};
 //! # async fn forward<I: Io>(_: Conn<I>) -> Result<(), BoxError> { Ok(()) }
 //! # async fn web<I: Io>(_: Conn<I>) -> Result<(), BoxError> { Ok(()) }
-//! # async fn run() -> Result<(), BoxError> {
 //!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), BoxError> {
+//! let by_first_bytes = DetectLayer::new()
+//!     .route(Protocol::sni(["*.internal.example"])?, service_fn(forward)) // as it came, not terminated
+//!     .route(Protocol::http1(), service_fn(web))
+//!     .route(Protocol::http2(), service_fn(web));
 //! let stack = ServiceBuilder::new()
-//!     .layer(
-//!         DetectLayer::new()
-//!             .route(Protocol::sni(["*.internal.example"])?, service_fn(forward)) // as it came, not terminated
-//!             .route(Protocol::http1(), service_fn(web))
-//!             .route(Protocol::http2(), service_fn(web)),
-//!     )
-//!     .layer(DeadlineLayer::default()) // from here on: what nothing above has matched
+//!     .layer(by_first_bytes)
+//!     .layer(DeadlineLayer::default()) // from here on: what none of the routes has matched
 //!     .layer(FrameLayer::new(LengthDelimited::max_frame(1 << 20)))
 //!     .service_fn(async |request: Request<Bytes>| Ok::<_, BoxError>(request.into_message()));
-//! # Server::new(Tcp::bind("127.0.0.1:0").await?).serve(stack).await?;
+//! Server::bind("127.0.0.1:7000").await?.serve(stack).await?;
 //! # Ok(())
 //! # }
 //! ```
