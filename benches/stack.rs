@@ -7,6 +7,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,6 +23,7 @@ use tower_net::{
     io::Io,
     limit::ConnectionLimitLayer,
     meter::MeterLayer,
+    pressure::{PressureLayer, Thresholds},
     throttle::{Rate, Rates, ThrottleLayer},
     trace::TraceLayer,
 };
@@ -31,6 +33,7 @@ const SCENES: &[Scene] = &[
     ("meter", |rounds| layered(rounds, MeterLayer::new("bench"))),
     ("trace", |rounds| layered(rounds, TraceLayer::new())),
     ("limit", |rounds| layered(rounds, limit())),
+    ("pressure", |rounds| layered(rounds, pressure())),
     ("deadline", |rounds| {
         layered(rounds, DeadlineLayer::default())
     }),
@@ -51,6 +54,12 @@ const SCENES: &[Scene] = &[
     ("detect, a route", |rounds| {
         let frames = Protocol::own("frames", |_| Answer::Yes);
         layered(rounds, DetectLayer::new().route(frames, ReadOne));
+    }),
+    ("deadline, and pressure", |rounds| {
+        let layers = ServiceBuilder::new()
+            .layer(pressure())
+            .layer(DeadlineLayer::default());
+        layered(rounds, layers.into_inner());
     }),
     ("meter, trace, limit, deadline", |rounds| {
         let layers = ServiceBuilder::new()
@@ -76,6 +85,14 @@ const SCENES: &[Scene] = &[
 
 fn main() {
     harness::main("stack", "a connection that sends one request", SCENES);
+}
+
+/// Its ticks are far apart: what is counted is a connection, and not the time that valgrind takes for one.
+fn pressure() -> PressureLayer {
+    let thresholds = Thresholds::default()
+        .memory(1 << 40, 1 << 41)
+        .every(Duration::from_secs(3_600));
+    PressureLayer::new(thresholds).expect("thresholds that make sense")
 }
 
 fn limit() -> ConnectionLimitLayer {

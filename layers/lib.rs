@@ -93,6 +93,7 @@
 //! | frame | stated by you | there is no size that is right for all |
 //! | connections | stated by you | it depends on descriptors and memory |
 //! | burst of a rate | what passes in 100 ms, at least 1 KiB | a small message goes out whole, a large one in steps |
+//! | pressure | off; then 32 idle ones reclaimed in a tick of 100 ms, limits down to a tenth, 1 s at the least | those who do nothing make room before anybody is refused |
 //! | drain | 30 s | longer than nearly every request, within what process managers allow |
 //! | PROXY header | 107 bytes as a line, 4096 behind the fixed part of version 2 | nobody's is longer, but for client certificates |
 //! | PROXY headers and TLS handshakes | 256 at once, within 10 s each | two cores are busy with fewer; a few lost packets, no more |

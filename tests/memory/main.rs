@@ -46,6 +46,8 @@ mod proxy_header;
 mod proxy_protocol;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_vectors;
+mod pressure_idle;
+mod pressure_limits;
 mod server;
 mod throttle;
 mod throttle_handle;

@@ -3,24 +3,23 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    io::{DuplexStream, duplex},
     net::UnixStream,
     runtime::{Builder, Handle},
-    time::{Instant, advance, sleep},
+    time::{advance, sleep},
 };
-use tokio_test::{assert_pending, task};
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_net::{
     Addr, CloseReason, Conn, ConnInfo, Networks,
-    deadline::{DeadlineLayer, Deadlines, Elapsed},
+    deadline::{DeadlineLayer, Deadlines},
     error::{BoxError, NoTimer, find},
     frame::{Delimited, FrameLayer, Framing},
     io::GuardedIo,
@@ -39,36 +38,36 @@ use crate::support::{
 
 /// A level that is turned by hand.
 #[derive(Clone, Default)]
-struct Dial(Arc<AtomicU32>);
+pub(crate) struct Dial(Arc<AtomicU32>);
 
 impl Dial {
-    fn turn(&self, level: f32) {
+    pub(crate) fn turn(&self, level: f32) {
         self.0.store(level.to_bits(), Relaxed);
     }
 
     /// Turns it, and waits until that was seen.
-    async fn turn_now(&self, level: f32) {
+    pub(crate) async fn turn_now(&self, level: f32) {
         self.turn(level);
         sleep(TICK + millis(1)).await;
     }
 
-    fn thresholds(&self) -> Thresholds {
+    pub(crate) fn thresholds(&self) -> Thresholds {
         let dial = self.clone();
         Thresholds::default().own("dial", move || f32::from_bits(dial.0.load(Relaxed)))
     }
 
-    fn layer(&self) -> PressureLayer {
+    pub(crate) fn layer(&self) -> PressureLayer {
         PressureLayer::new(self.thresholds()).unwrap()
     }
 }
 
 /// So long that only what is shortened ever passes.
-fn patient() -> Deadlines {
+pub(crate) fn patient() -> Deadlines {
     Deadlines::none().idle(secs(86_400))
 }
 
 /// Requests, under the layer and these deadlines.
-fn stack(
+pub(crate) fn stack(
     layer: &PressureLayer,
     deadlines: Deadlines,
 ) -> impl Service<Conn<DuplexStream>, Response = (), Error = BoxError, Future: Send>
@@ -88,7 +87,7 @@ fn stack(
 }
 
 /// A peer that has had one reply.
-async fn served(layer: &PressureLayer, deadlines: Deadlines) -> Peer {
+pub(crate) async fn served(layer: &PressureLayer, deadlines: Deadlines) -> Peer {
     let mut peer = Peer::of(stack(layer, deadlines));
     peer.send("hello\n").await;
     assert_eq!(peer.hear().await, "hello");
@@ -317,404 +316,6 @@ async fn who_is_exempt_is_let_in_and_not_told_to_leave() {
     assert_eq!(layer.handle().reclaimed(), 1);
 }
 
-// === Room is made by those who do nothing
-
-#[tokio::test(start_paused = true)]
-async fn the_longest_idle_leave_first_so_many_in_a_tick() {
-    let dial = Dial::default();
-    let layer = PressureLayer::new(dial.thresholds().reclaim(2)).unwrap();
-    let (order, mut peers) = (Arc::new(Mutex::new(Vec::new())), Vec::new());
-    for _ in 0..5 {
-        peers.push(served(&layer, patient()).await);
-        sleep(secs(1)).await;
-    }
-    // The first has spoken last.
-    peers[0].send("again\n").await;
-    peers[0].hear().await;
-    sleep(secs(2)).await;
-    let start = Instant::now();
-
-    dial.turn(0.01);
-    let mut leaving = Vec::new();
-    for (number, mut peer) in peers.into_iter().enumerate() {
-        let order = Arc::clone(&order);
-        leaving.push(tokio::spawn(async move {
-            assert_eq!(peer.rest().await, "");
-            let left = (start.elapsed().as_millis() as u64 / 100, number);
-            order.lock().unwrap().push(left);
-            peer.leave().await
-        }));
-    }
-    for left in leaving {
-        assert_eq!(left.await.unwrap(), Some(CloseReason::Reclaimed));
-    }
-
-    let mut order = order.lock().unwrap().clone();
-    order.sort_unstable();
-    let first = order[0].0;
-    let expected = [(0, 1), (0, 2), (1, 3), (1, 4), (2, 0)];
-    assert_eq!(order, expected.map(|(tick, number)| (first + tick, number)));
-    assert!(first <= 1 && layer.handle().reclaimed() == 5);
-}
-
-#[tokio::test(start_paused = true)]
-async fn room_is_made_before_anybody_is_refused() {
-    let dial = Dial::default();
-    let layer = dial.layer();
-    let idle = served(&layer, patient()).await;
-    sleep(secs(5)).await;
-
-    dial.turn_now(0.5).await;
-    let newcomer = served(&layer, patient()).await;
-
-    assert_eq!(idle.leave().await, Some(CloseReason::Reclaimed));
-    assert_eq!((layer.handle().refused(), newcomer.has_ended()), (0, false));
-}
-
-#[tokio::test(start_paused = true)]
-async fn nobody_has_to_leave_up_to_the_soft_point() {
-    let dial = Dial::default();
-    let layer = dial.layer();
-    let peer = served(&layer, patient()).await;
-
-    sleep(secs(3_600)).await;
-
-    assert_eq!((layer.handle().reclaimed(), peer.has_ended()), (0, false));
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_is_at_work_is_never_touched() {
-    let dial = Dial::default();
-    let layer = dial.layer();
-    let mut handling = served(&layer, patient()).await;
-    let mut receiving = served(&layer, patient()).await;
-    let mut writing = Peer::with_room(8, stack(&layer, patient()));
-    handling
-        .send("wait 100000 done\n")
-        .await;
-    receiving.send("ha").await;
-    writing.send("long 99\n").await;
-    sleep(secs(5)).await;
-
-    dial.turn_now(1.0).await;
-    sleep(secs(60)).await;
-
-    assert_eq!(layer.handle().reclaimed(), 0);
-    receiving.send("lf\n").await;
-    assert_eq!(receiving.hear().await, "half");
-    assert_eq!(writing.hear().await.len(), 99);
-    assert_eq!(handling.hear().await, "done");
-    sleep(secs(5)).await;
-    for idle in [handling, receiving, writing] {
-        assert_eq!(idle.leave().await, Some(CloseReason::Reclaimed));
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_has_spoken_within_a_second_is_not_idle() {
-    let dial = Dial::default();
-    let layer = dial.layer();
-    let mut peer = served(&layer, patient()).await;
-    dial.turn_now(0.9).await;
-
-    for _ in 0..60 {
-        sleep(millis(800)).await;
-        peer.send("x\n").await;
-        assert_eq!(peer.hear().await, "x");
-    }
-
-    assert_eq!(layer.handle().reclaimed(), 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_raw_service_hears_that_it_is_reclaimed_and_once() {
-    let dial = Dial::default();
-    let layer = dial.layer();
-    let mut peer = Peer::of(
-        ServiceBuilder::new()
-            .layer(layer.clone())
-            .layer(DeadlineLayer::new(patient()).unwrap())
-            .service_fn(async |mut conn: Conn<_>| {
-                let info = Arc::clone(conn.info());
-                let read = tokio::select! {
-                    read = conn.read_u8() => read.is_ok(),
-                    _ = info.told_to_leave() => false,
-                };
-                assert!(!read);
-                // It takes its time.
-                sleep(secs(60)).await;
-                let why = info.told_to_leave().await;
-                conn.write_all(why.label().as_bytes())
-                    .await?;
-                Ok::<_, BoxError>(())
-            }),
-    );
-    sleep(secs(5)).await;
-
-    dial.turn_now(0.5).await;
-
-    assert_eq!(peer.rest().await, "reclaimed");
-    assert_eq!(layer.handle().reclaimed(), 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn without_a_deadline_layer_nobody_is_taken_to_be_idle() {
-    let dial = Dial::default();
-    let layer = dial.layer();
-    let frames: FrameLayer<Delimited> = FrameLayer::new(Delimited::lines(40));
-    let mut peer = Peer::of(
-        ServiceBuilder::new()
-            .layer(layer.clone())
-            .layer(frames)
-            .service_fn(obey),
-    );
-    peer.send("x\n").await;
-    peer.hear().await;
-
-    dial.turn_now(0.5).await;
-    sleep(secs(60)).await;
-
-    assert_eq!((layer.handle().reclaimed(), peer.has_ended()), (0, false));
-}
-
-#[tokio::test(start_paused = true)]
-async fn of_many_the_longest_idle_are_found_however_many_there_are() {
-    let dial = Dial::default();
-    let layer = PressureLayer::new(dial.thresholds().reclaim(10)).unwrap();
-    let mut old = Vec::new();
-    for _ in 0..10 {
-        old.push(served(&layer, patient()).await);
-    }
-    sleep(secs(10)).await;
-    let mut young = Vec::new();
-    for _ in 0..3_000 {
-        young.push(served(&layer, patient()).await);
-    }
-    sleep(secs(10)).await;
-
-    dial.turn(0.5);
-    sleep(TICK).await;
-    dial.turn_now(0.0).await;
-
-    for peer in old {
-        assert_eq!(peer.leave().await, Some(CloseReason::Reclaimed));
-    }
-    assert!(layer.handle().reclaimed() <= 20);
-}
-
-// === Limits shrink
-
-#[tokio::test(start_paused = true)]
-async fn idle_limits_shrink_with_the_level_down_to_their_share() {
-    for (level, share, after) in [
-        (0.0, 0.1, 90_000),
-        (0.12, 0.1, 90_000),
-        (0.5, 0.1, 49_500),
-        (0.999, 0.1, 18_900),
-        (1.0, 0.1, 9_000),
-        (1.0, 0.5, 45_000),
-        (1.0, 0.0, 1_000),
-        (1.0, 1.0, 90_000),
-    ] {
-        let dial = Dial::default();
-        let thresholds = dial
-            .thresholds()
-            .reclaim(0)
-            .shrink_to(share);
-        let layer = PressureLayer::new(thresholds).unwrap();
-        let mut peer = served(&layer, Deadlines::none().idle(secs(90))).await;
-        let last = Instant::now();
-        sleep(millis(500)).await;
-        dial.turn(level);
-
-        let error = peer.ended().await.unwrap_err();
-
-        let elapsed = find::<Elapsed>(&*error).unwrap();
-        assert_eq!(elapsed.which(), CloseReason::Idle);
-        assert_eq!(elapsed.limit(), Some(millis(after)), "{level} {share}");
-        // Not before its time, and at most a tick of the unshortened limit after it.
-        assert!(last.elapsed() >= millis(after), "{:?}", last.elapsed());
-        assert!(
-            last.elapsed() <= millis(after) + secs(90) / 16,
-            "{:?}",
-            last.elapsed()
-        );
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn first_byte_limits_shrink_for_those_who_wait_and_for_newcomers() {
-    for (limit, after) in [(20, 11_000), (1, 1_000)] {
-        let dial = Dial::default();
-        let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
-        let start = Instant::now();
-        let deadlines = || Deadlines::none().first_byte(secs(limit));
-        let mut first = Peer::of(stack(&layer, deadlines()));
-        dial.turn_now(0.5).await;
-        let mut second = Peer::of(stack(&layer, deadlines()));
-        let between = start.elapsed();
-
-        let error = first.ended().await.unwrap_err();
-        let first_after = start.elapsed();
-        assert!(second.ended().await.is_err());
-
-        let elapsed = find::<Elapsed>(&*error).unwrap();
-        assert_eq!(elapsed.which(), CloseReason::FirstByte);
-        assert_eq!(first_after, millis(after));
-        assert_eq!(start.elapsed(), millis(after) + between);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn limits_are_long_again_once_the_level_has_been_low_for_a_second() {
-    let dial = Dial::default();
-    let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
-    let mut peer = served(&layer, Deadlines::none().idle(secs(90))).await;
-    let last = Instant::now();
-
-    dial.turn(1.0);
-    sleep(secs(5)).await;
-    dial.turn(0.0);
-    assert!(peer.ended().await.is_err());
-
-    assert!(last.elapsed() >= secs(90), "{:?}", last.elapsed());
-}
-
-#[tokio::test(start_paused = true)]
-async fn limits_of_replies_requests_and_age_do_not_shrink() {
-    let dial = Dial::default();
-    let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
-    let deadlines = Deadlines::none()
-        .write_stall(secs(90))
-        .max_age(secs(90))
-        .age_jitter(0.0);
-    let start = Instant::now();
-    let mut peer = Peer::with_room(8, stack(&layer, deadlines));
-    dial.turn_now(1.0).await;
-
-    peer.send("long 99\n").await;
-    assert!(peer.ended().await.is_err());
-
-    assert!(start.elapsed() >= secs(90), "{:?}", start.elapsed());
-}
-
-// === Wakes
-
-fn woken<F: Future>(parked: &[task::Spawn<F>]) -> usize {
-    let mut count = 0;
-    for served in parked {
-        count += usize::from(served.is_woken());
-    }
-    count
-}
-
-/// An idle connection with far limits, polled by hand.
-fn parked(layer: &PressureLayer) -> task::Spawn<impl Future<Output = Result<(), BoxError>>> {
-    let (near, far) = duplex(64);
-    let deadlines = Deadlines::none().idle(secs(16_000));
-    let mut served = task::spawn(stack(layer, deadlines).call(Conn::new(near, ())));
-    assert_pending!(served.poll());
-    std::mem::forget(far);
-    served
-}
-
-#[tokio::test(start_paused = true)]
-async fn one_that_waits_is_woken_at_each_step_up_and_not_in_between() {
-    let dial = Dial::default();
-    let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
-    let mut served = parked(&layer);
-    sleep(secs(1_100)).await;
-    // The first tick of its own.
-    assert!(served.is_woken());
-    assert_pending!(served.poll());
-    let mut wakes = Vec::new();
-
-    for percent in (0..=100).chain((0..100).rev()) {
-        dial.turn_now(percent as f32 / 100.0)
-            .await;
-        if served.is_woken() {
-            wakes.push(percent);
-            assert_pending!(served.poll());
-        }
-    }
-
-    assert_eq!(wakes, [13, 25, 38, 50, 63, 75, 88, 100]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_level_that_wavers_at_a_step_wakes_nobody_twice() {
-    let dial = Dial::default();
-    let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
-    let mut served = parked(&layer);
-    sleep(secs(1_100)).await;
-    // The first tick of its own.
-    assert!(served.is_woken());
-    assert_pending!(served.poll());
-    let mut wakes = 0;
-
-    for level in [0.51, 0.49].repeat(500) {
-        dial.turn_now(level).await;
-        if served.is_woken() {
-            wakes += 1;
-            assert_pending!(served.poll());
-        }
-    }
-
-    assert_eq!(wakes, 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn so_many_are_woken_in_a_tick_and_the_others_in_the_next() {
-    let dial = Dial::default();
-    let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
-    let mut parked: Vec<_> = (0..1_500)
-        .map(|_| parked(&layer))
-        .collect();
-    // Between two of the layer's ticks; the first tick of each connection has passed.
-    sleep(secs(1_100) + TICK / 2).await;
-    for served in &mut parked {
-        assert_pending!(served.poll());
-        // So many polls in one turn of this task would each be cut short, and woken again.
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(woken(&parked), 0);
-    dial.turn_now(0.5).await;
-    let first = woken(&parked);
-    sleep(TICK * 2).await;
-
-    assert_eq!((first, woken(&parked)), (1024, 1_500));
-}
-
-#[tokio::test(start_paused = true)]
-async fn one_at_work_is_not_woken_and_looks_when_it_is_done() {
-    let dial = Dial::default();
-    let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
-    let (near, mut far) = duplex(64);
-    let deadlines = Deadlines::none().idle(secs(90));
-    let mut served = task::spawn(stack(&layer, deadlines).call(Conn::new(near, ())));
-    far.write_all(b"wait 20000 done\n")
-        .await
-        .unwrap();
-    assert_pending!(served.poll());
-
-    dial.turn_now(1.0).await;
-    let woken = served.is_woken();
-    drop(tokio::spawn(served));
-    let mut reply = [0; 5];
-    far.read_exact(&mut reply)
-        .await
-        .unwrap();
-    let done = Instant::now();
-    assert_eq!(far.read(&mut reply).await.unwrap(), 0);
-
-    assert!(!woken);
-    assert!(
-        done.elapsed() >= secs(9) && done.elapsed() <= secs(10),
-        "{:?}",
-        done.elapsed()
-    );
-}
-
 // === Dry run
 
 #[tokio::test(start_paused = true)]
@@ -936,4 +537,4 @@ fn types_are_send_and_debug() {
 }
 
 /// How often it measures by default.
-const TICK: Duration = millis(100);
+pub(crate) const TICK: Duration = millis(100);

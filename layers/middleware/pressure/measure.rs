@@ -90,9 +90,11 @@ pub(super) struct Points {
 
 impl Points {
     fn level(self, measured: f64) -> f32 {
+        if measured.is_nan() {
+            return 0.0;
+        }
         let level = (measured - self.soft) / (self.hard - self.soft);
-        // What is no number is no pressure.
-        level.max(0.0).min(1.0) as f32
+        level.clamp(0.0, 1.0) as f32
     }
 }
 
@@ -363,7 +365,34 @@ const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
+
+    #[test]
+    fn connections_that_come_and_go_between_two_counts_are_added_and_subtracted() {
+        let descriptors = Descriptors::default();
+        let unknown = descriptors.share(1_000);
+        let limit = descriptor_limit().unwrap_or(0) as f64;
+
+        descriptors.learn(&Count {
+            descriptors: Ok(30),
+            connections: 20,
+        });
+        let open = [20, 25, 0].map(|open| (descriptors.share(open) * limit).round());
+        descriptors.learn(&Count {
+            descriptors: Err(Errno::MFILE.into()),
+            connections: 20,
+        });
+        let none_left = descriptors.share(20);
+        descriptors.learn(&Count {
+            descriptors: Err(io::ErrorKind::NotFound.into()),
+            connections: 0,
+        });
+
+        assert_eq!((unknown, open), (0.0, [30.0, 35.0, 10.0]));
+        assert_eq!((none_left, descriptors.share(20)), (1.0, 1.0));
+    }
 
     #[test]
     fn a_level_goes_from_the_soft_point_to_the_hard_one() {
