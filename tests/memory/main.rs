@@ -48,6 +48,7 @@ mod proxy_protocol;
 mod proxy_vectors;
 mod pressure_idle;
 mod pressure_limits;
+mod pressure_task;
 mod server;
 mod throttle;
 mod throttle_handle;

@@ -42,6 +42,9 @@
 //! First byte and age pass on time. Idle and write stall pass on time or up to a sixteenth of the shorter of
 //! the two later, which is what it saves to not read the clock at every read and write.
 //!
+//! Below a [`PressureLayer`](crate::pressure::PressureLayer), first byte and idle are shorter while the process is short of
+//! something.
+//!
 //! # Readiness
 //!
 //! The inner service's. The first time, it also checks that the runtime can keep time.

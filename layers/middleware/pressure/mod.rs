@@ -170,8 +170,8 @@ impl<S> Pressure<S> {
     /// Lets a connection in, or says what there is not enough of.
     fn admit(&self, info: &Arc<ConnInfo>) -> Result<Enrolled, Overloaded> {
         let is_exempt = || {
-            let ip = info.peer().ip();
-            !self.exempt.is_empty() && ip.is_some_and(|ip| self.exempt.contains(ip))
+            let contains = |ip| self.exempt.contains(ip);
+            !self.exempt.is_empty() && info.peer().ip().is_some_and(contains)
         };
         if !self.shared.measures() || is_exempt() {
             return Ok(Enrolled::nowhere());
