@@ -5,6 +5,7 @@ mod harness;
 use std::{
     convert::Infallible,
     io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -21,7 +22,7 @@ use tower_net::{
     detect::{Answer, DetectLayer, Protocol},
     frame::{FrameLayer, LengthDelimited, Request},
     io::Io,
-    limit::ConnectionLimitLayer,
+    limit::{ConnectRateLayer, ConnectionLimitLayer, PerPeerLimitLayer},
     meter::MeterLayer,
     pressure::{PressureLayer, Thresholds},
     throttle::{Rate, Rates, ThrottleLayer},
@@ -34,6 +35,8 @@ const SCENES: &[Scene] = &[
     ("trace", |rounds| layered(rounds, TraceLayer::new())),
     ("limit", |rounds| layered(rounds, limit())),
     ("pressure", |rounds| layered(rounds, pressure())),
+    ("limit of each peer", |rounds| layered(rounds, per_peer())),
+    ("rate of each peer", |rounds| layered(rounds, rate())),
     ("deadline", |rounds| {
         layered(rounds, DeadlineLayer::default())
     }),
@@ -103,6 +106,14 @@ fn throttle(rates: Rates) -> ThrottleLayer {
     ThrottleLayer::new(rates).expect("good rates")
 }
 
+fn per_peer() -> PerPeerLimitLayer {
+    PerPeerLimitLayer::new(10).expect("not zero")
+}
+
+fn rate() -> ConnectRateLayer {
+    ConnectRateLayer::new(1e9, u32::MAX).expect("not zero")
+}
+
 /// A service that reads one request and ends, under `layer`.
 fn layered<L, S>(rounds: u64, layer: L)
 where
@@ -150,6 +161,8 @@ impl<I: Io> Future for ReadOneFuture<I> {
     }
 }
 
+const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 4000);
+
 fn serve<S>(rounds: u64, mut stack: S)
 where
     S: Service<Conn<Bursts>, Response = (), Error: Into<tower::BoxError>>,
@@ -161,7 +174,7 @@ where
     let runtime = runtime.expect("a runtime");
     runtime.block_on(async {
         for _ in 0..rounds {
-            let conn = Conn::new(Bursts::new(burst.clone(), 1), ());
+            let conn = Conn::new(Bursts::new(burst.clone(), 1), PEER);
             let ready = stack
                 .ready()
                 .await

@@ -22,6 +22,15 @@ pub(crate) enum Command {
     /// Measure TLS instead: the CPU of a handshake with one byte behind it, and the memory of an idle connection
     #[cfg(feature = "ours")]
     Tls(TlsArgs),
+    /// Measure a rate check for each peer instead: time and memory, beside keyed `governor`
+    Checks(ChecksArgs),
+    /// Say how much memory one contestant takes (started by `checks`)
+    #[command(hide = true)]
+    ChecksMemory {
+        name: String,
+        capacity: u32,
+        keys: u32,
+    },
     /// Be the server process of one contestant (started by the other commands)
     #[command(hide = true)]
     Server {
@@ -93,6 +102,28 @@ pub(crate) struct TlsArgs {
     pub(crate) instructions: bool,
     #[command(flatten)]
     pub(crate) cores: Cores,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChecksArgs {
+    /// How many peers there are, comma separated
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 100_000, 1_000_000])]
+    pub(crate) keys: Vec<u32>,
+    /// How many peers flood a table of the library's default size, to see what stays resident
+    #[arg(long, default_value_t = 10_000_000)]
+    pub(crate) flood: u32,
+    /// Checks of random peers per contestant and round
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) checks: u32,
+    /// Rounds, in each of which every contestant takes its turn
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Core to run on
+    #[arg(long, default_value_t = 0)]
+    pub(crate) core: usize,
+    /// Also write the figures to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
 }
 
 /// Where the two processes run. They must not share a core, or each measures the other.

@@ -22,6 +22,12 @@ pub(crate) fn allow_many_files() -> Result<()> {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("cannot raise the open file limit")
 }
 
+/// The CPU time that this thread has taken.
+pub(crate) fn of_this_thread() -> Result<Duration> {
+    let clock = ClockId::CLOCK_THREAD_CPUTIME_ID;
+    Ok(clock.now()?.into())
+}
+
 /// The CPU clock, user and system, of another process.
 ///
 /// Read from outside, so that measuring costs the server nothing. The kernel brings it up to date

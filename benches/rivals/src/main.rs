@@ -5,7 +5,9 @@
 //! clock. See the README for how to run it and how to read what it prints.
 
 mod args;
+mod base;
 mod cell;
+mod checks;
 mod client;
 mod contestants;
 mod cpu;
@@ -27,6 +29,12 @@ fn main() -> Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Server { name, core }) => server::run(&name, core),
+        Some(Command::Checks(args)) => checks::run(&args),
+        Some(Command::ChecksMemory {
+            name,
+            capacity,
+            keys,
+        }) => checks::memory(&name, capacity, keys),
         Some(Command::Idle(args)) => {
             cpu::allow_many_files()?;
             cpu::pin(args.cores.client_core)?;

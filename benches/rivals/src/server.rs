@@ -72,23 +72,28 @@ impl ServerProcess {
         CpuClock::of(self.child.id())
     }
 
-    /// Bytes of anonymous memory resident in the process: heap and stacks, not code.
-    ///
-    /// From `smaps_rollup`, which counts pages; the `RssAnon` of `status` may lag behind.
+    /// Bytes of anonymous memory resident in the process.
     pub(crate) fn anonymous_memory(&self) -> Result<u64> {
-        let path = format!("/proc/{}/smaps_rollup", self.child.id());
-        let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-        let kib: u64 = text
-            .lines()
-            .find_map(|line| {
-                line.strip_prefix("Anonymous:")?
-                    .trim()
-                    .strip_suffix(" kB")
-            })
-            .with_context(|| format!("{path} has no Anonymous line"))?
-            .parse()?;
-        Ok(kib * 1024)
+        anonymous_memory(&self.child.id().to_string())
     }
+}
+
+/// Bytes of anonymous memory resident in a process: heap and stacks, not code.
+///
+/// From `smaps_rollup`, which counts pages; the `RssAnon` of `status` may lag behind.
+pub(crate) fn anonymous_memory(process: &str) -> Result<u64> {
+    let path = format!("/proc/{process}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let kib: u64 = text
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("Anonymous:")?
+                .trim()
+                .strip_suffix(" kB")
+        })
+        .with_context(|| format!("{path} has no Anonymous line"))?
+        .parse()?;
+    Ok(kib * 1024)
 }
 
 impl Drop for ServerProcess {

@@ -30,6 +30,15 @@ fn all_contestants_hold_idle_connections() {
 }
 
 #[test]
+fn all_rate_checks_let_everybody_in_and_say_what_they_take() {
+    let sizes = ["--keys", "1,5000", "--checks", "2000", "--rounds", "2"];
+    let (ok, text) = rivals(&[&["checks", "--flood", "10000"], &sizes[..]].concat());
+    assert!(ok, "{text}");
+    assert_eq!(text.matches("ours_with_clock").count(), 2, "{text}");
+    assert!(text.contains("resident after 10000 "), "{text}");
+}
+
+#[test]
 fn an_unknown_contestant_is_refused_with_the_known_ones() {
     let (ok, text) = rivals(&["--only", "nobody"]);
     assert!(!ok && text.contains("tokio_lazy"), "{text}");

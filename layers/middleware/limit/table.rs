@@ -36,11 +36,12 @@ pub(super) struct Table {
 /// disturb each other.
 #[repr(align(128))]
 struct Shard {
+    /// None until the first key comes, then all that there will be.
     slots: Mutex<Vec<Slot>>,
 }
 
-/// The halves of the key, and the weight. An array of integers, since only of such does the allocator hand out
-/// zeroed memory that is not touched, and so not there, before it is used.
+/// The halves of the key, and the weight. An array of integers, since only of such does a large shard come as zeroed
+/// memory that is not touched, and so not there, before it is used.
 type Slot = [u64; 3];
 
 impl Table {
@@ -52,7 +53,7 @@ impl Table {
         let slots = peers.saturating_add(peers / 2);
         let buckets = slots.div_ceil(BUCKET * shards).max(1);
         let shard = |_| Shard {
-            slots: Mutex::new(vec![[0; 3]; buckets * BUCKET]),
+            slots: Mutex::default(),
         };
         Self {
             shards: (0..shards).map(shard).collect(),
@@ -73,6 +74,9 @@ impl Table {
         let buckets = [bucket(hash >> 6), bucket(hash >> 35)];
 
         let mut slots = shard.lock();
+        if slots.is_empty() {
+            *slots = vec![[0; 3]; self.buckets as usize * BUCKET];
+        }
         if let Some(slot) = find(&mut slots, buckets, halves(key)) {
             slot[WEIGHT] = slot[WEIGHT].max(floor);
             return change(&mut slot[WEIGHT]);
@@ -174,17 +178,13 @@ impl fmt::Debug for Table {
 }
 
 fn find(slots: &mut [Slot], buckets: [usize; 2], [high, low]: [u64; 2]) -> Option<&mut Slot> {
-    let is_it = |slot: &Slot| slot[0] == high && slot[1] == low;
-    let [one, other] = buckets.map(|bucket| {
-        slots[bucket..bucket + BUCKET]
-            .iter()
-            .position(is_it)
-    });
-    let at = match (one, other) {
-        (Some(at), _) => buckets[0] + at,
-        (None, Some(at)) => buckets[1] + at,
-        (None, None) => return None,
+    // One after the other: half of all keys are in their first bucket, and memory is what it costs.
+    let find = |bucket: &usize| {
+        let mut slots = slots[*bucket..bucket + BUCKET].iter();
+        let at = slots.position(|slot| slot[0] == high && slot[1] == low)?;
+        Some(bucket + at)
     };
+    let at = buckets.iter().find_map(find)?;
     Some(&mut slots[at])
 }
 

@@ -27,10 +27,15 @@ pub(super) async fn serve(listener: TcpListener) {
         .layer(ConnectionLimitLayer::new(10_000).expect("not zero"))
         .layer(TraceLayer::new())
         .layer(DeadlineLayer::default())
-        .layer(FrameLayer::with_framing(LengthDelimited::max_frame(1 << 20), framing).expect("not zero"))
+        .layer(
+            FrameLayer::with_framing(LengthDelimited::max_frame(1 << 20), framing)
+                .expect("not zero"),
+        )
         .service_fn(|request: Request<Bytes>| ready(Ok::<_, io::Error>(request.into_message())));
     let nodelay = socket2::SockRef::from(&listener).set_tcp_nodelay(true);
     nodelay.expect("a TCP socket");
-    let served = Server::new(Tcp::from(listener)).serve(stack).await;
+    let served = Server::new(Tcp::from(listener))
+        .serve(stack)
+        .await;
     served.expect("a runtime with timers");
 }
