@@ -12,7 +12,7 @@ use tokio_test::{assert_pending, assert_ready_ok, task};
 use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_net::{
-    CloseReason, Conn,
+    CloseReason, Conn, Safeguard,
     error::{BoxError, find},
     io::{GuardedIo, Io},
     limit::{ConnectionLimit, ConnectionLimitHandle, ConnectionLimitLayer, Full, OverLimit, Place},
@@ -408,6 +408,46 @@ async fn a_refusal_is_counted_by_its_reason() {
         (2.0, 2)
     );
     assert_eq!(tally.snapshot().active(), 1);
+}
+
+#[tokio::test]
+async fn a_dry_run_counts_what_it_would_have_refused_or_held_and_serves_it() {
+    for over in [
+        OverLimit::Reset,
+        OverLimit::Wait,
+        OverLimit::WaitUpTo(secs(5)),
+    ] {
+        let (layer, metrics) = crate::support::readings::recorded(|| {
+            let layer = ConnectionLimitLayer::new(1).unwrap();
+            layer.over_limit(over).dry_run(true)
+        });
+        let mut service = layer.layer(service_fn(async |conn: Held| Ok::<_, BoxError>(conn)));
+        let mut ready = || {
+            let mut ready = task::spawn(ServiceExt::<Conn<Script>>::ready(&mut service));
+            let Poll::Ready(Ok(ready)) = ready.poll() else {
+                panic!("a dry run makes nobody wait");
+            };
+            ready.call(conn())
+        };
+
+        let (first, surplus) = (ready().await.unwrap(), ready().await.unwrap());
+        let in_use = layer.handle().in_use();
+        drop(first);
+        let third = ready().await.unwrap();
+
+        let of = |name| metrics.of(name, &[("reason", "limit")]);
+        assert_eq!(
+            (of("tower_net_dry_run_total"), of("tower_net_refused_total")),
+            (1.0, 0.0)
+        );
+        assert_eq!((in_use, layer.handle().in_use()), (1, 1));
+        assert_eq!(surplus.info().close_reason(), None);
+        assert!(
+            !third
+                .info()
+                .has_passed(Safeguard::ConnectionLimit)
+        );
+    }
 }
 
 #[test]

@@ -396,13 +396,13 @@ async fn a_last_word_can_say_when_to_come_again() {
 fn eight_threads_are_let_in_at_the_rate_and_no_more() {
     for per_second in [1.0, 50.0, 1_000.0] {
         let (layer, served) = (rate(per_second, 10), AtomicUsize::new(0));
-        let start = std::time::Duration::from_millis(300);
+        let run_for = millis(300);
         let begun = Instant::now();
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 let (mut service, served) = (holds(&layer), &served);
                 scope.spawn(move || {
-                    while begun.elapsed() < start {
+                    while begun.elapsed() < run_for {
                         let gets_in = connect(&mut service, "10.0.0.1").is_ok();
                         served.fetch_add(usize::from(gets_in), Relaxed);
                     }
@@ -411,12 +411,9 @@ fn eight_threads_are_let_in_at_the_rate_and_no_more() {
         });
 
         let most = begun.elapsed().as_secs_f64() * per_second + 10.0;
-        let least = start.as_secs_f64() * per_second * 0.5 + 9.0;
         let served = served.into_inner() as f64;
-        assert!(
-            served <= most + 1.0 && served >= least,
-            "{served}, at most {most}"
-        );
+        // How often they get to run on a busy machine is chance, but for the burst.
+        assert!((10.0..=most).contains(&served), "{served}, at most {most}");
     }
 }
 

@@ -13,6 +13,7 @@ mod drain;
 mod echo;
 mod frames;
 mod kernel;
+mod limit;
 mod listen;
 mod peer;
 mod pressure;

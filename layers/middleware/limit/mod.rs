@@ -47,8 +47,8 @@
 //! that is the nearest to being forgotten anyway makes room**: the one with the fewest connections open, or the one
 //! whose burst is whole again soonest. So no newcomer is ever refused for want of room, and the worst offenders stay
 //! remembered. (Which slots those are is decided by a hash with a secret key: nobody can choose his neighbours.) Each is
-//! counted in `tower_net_peer_table_evictions_total`. A table whose capacity is as large as the number of peers forgets
-//! about one in a million of them.
+//! counted in `tower_net_peer_table_evictions_total`. A table that is as large as there are peers forgets fewer than ten
+//! in a million of them.
 //!
 //! A peer that was forgotten begins anew: it may have as many more connections as it had open when that happened,
 //! while those are open, or its burst once more. What it had before does not free places that it takes after. A peer
