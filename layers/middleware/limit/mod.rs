@@ -53,7 +53,7 @@
 //! A peer that was forgotten begins anew: it may have as many more connections as it had open when that happened,
 //! while those are open, or its burst once more. What it had before does not free places that it takes after. A peer
 //! with a connection open is in the table of [`PerPeerLimitLayer`] once, so a capacity that is no less than what
-//! [`ConnectionLimitLayer`] lets in is never short.
+//! [`ConnectionLimitLayer`] lets in is never short; whatever is forgotten, all together are bounded by that one.
 //!
 //! # Readiness
 //!

@@ -33,7 +33,7 @@ pub enum Surplus<R> {
     /// It is held, and nothing of it read, until the peer may have it; when that takes longer than this it is reset.
     ///
     /// Those of one peer are served in the order in which they came. [`Duration::MAX`] waits for ever, zero not
-    /// at all. A drain ends it.
+    /// at all. A drain ends it. That a peer has left meanwhile shows when it is served.
     WaitUpTo(Duration),
     /// It is told why, in the terms of its protocol, and closed in order.
     ///
