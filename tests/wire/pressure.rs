@@ -79,10 +79,10 @@ async fn at_the_hard_point_newcomers_are_reset_the_busy_go_on_and_it_recovers() 
     // A few more might be counted at any time: those that are open to count.
     for _ in 4..left {
         let mut peer = Peer::connect(server.addr).await;
-        peer.send("after 5000").await;
+        peer.send("after 8000").await;
         busy.push(peer);
     }
-    first.send("after 5000").await;
+    first.send("after 8000").await;
     let requests = 2 + busy.len() as u64;
     soon(async {
         while server.number("started") < requests {
@@ -116,7 +116,7 @@ async fn at_the_hard_point_newcomers_are_reset_the_busy_go_on_and_it_recovers() 
     })
     .await;
     for peer in busy.iter_mut().chain([&mut first]) {
-        assert_eq!(peer.receive().await.unwrap(), b"after 5000");
+        assert_eq!(peer.receive().await.unwrap(), b"after 8000");
     }
     drop((busy, newcomers));
     let recovered = async {
