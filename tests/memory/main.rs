@@ -38,6 +38,9 @@ mod limit_vectors;
 mod meter;
 mod networks;
 mod pressure;
+mod pressure_idle;
+mod pressure_limits;
+mod pressure_task;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_connect;
 #[cfg(feature = "proxy-protocol")]
@@ -46,9 +49,6 @@ mod proxy_header;
 mod proxy_protocol;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_vectors;
-mod pressure_idle;
-mod pressure_limits;
-mod pressure_task;
 mod server;
 mod throttle;
 mod throttle_handle;

@@ -8,7 +8,7 @@ use std::{error::Error, fmt, io};
 
 use bytes::{Buf, BytesMut};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncRead, AsyncReadExt},
     time::{Instant, timeout_at},
 };
 

@@ -280,7 +280,12 @@ async fn take_header<I: Io>(
             }
             settings.rules.step(seen)
         };
-        let taking = prelude::take(conn.io_mut(), &mut seen, (settings.rules.longest(), 0), step);
+        let taking = prelude::take(
+            conn.io_mut(),
+            &mut seen,
+            (settings.rules.longest(), 0),
+            step,
+        );
         let running = settings
             .handshakes
             .run(Arc::clone(&ticket), taking);
