@@ -143,6 +143,8 @@ impl<H> Guard<H> {
     /// # drop(guard);
     /// # Ok(())
     /// # }
+    /// # #[cfg(feature = "tls")]
+    /// # let _never_called = guarded;
     /// ```
     #[must_use]
     pub fn handshake<L>(self, layer: L) -> Guard<L> {
