@@ -36,6 +36,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::sleep,
 };
+use tokio_rustls::rustls::crypto::ring;
 use tokio_util::{
     codec::{Decoder, Encoder},
     net::Listener,
@@ -124,7 +125,9 @@ fn throttle(bytes: u64) -> Result<ThrottleLayer, ConfigError> {
 }
 
 fn config(files: &Tls) -> Result<TlsConfig, BoxError> {
-    let mut pem = PemFiles::new(&files.certificate, &files.key).alpn(&files.alpn);
+    let mut pem = PemFiles::new(&files.certificate, &files.key)
+        .provider(ring::default_provider())
+        .alpn(&files.alpn);
     if let Some(authorities) = &files.client_ca {
         pem = pem.require_client_certificates(authorities);
     }

@@ -12,6 +12,7 @@ mod detect;
 mod drain;
 mod echo;
 mod frames;
+mod guard;
 mod kernel;
 mod limit;
 mod listen;

@@ -117,6 +117,11 @@ impl<S: Read + Write + AsFd> Client<S> {
         assert_eq!(self.end().unwrap(), End::Reset);
     }
 
+    /// In order or not: what was sent and not read decides.
+    pub(super) fn has_ended(&mut self) {
+        self.end().unwrap();
+    }
+
     /// Ends our side, and waits until the server has ended its own.
     pub(super) fn leave(mut self) {
         SockRef::from(&self.stream)

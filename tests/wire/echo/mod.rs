@@ -4,6 +4,7 @@ mod client;
 mod drain;
 mod flags;
 mod guards;
+mod identity;
 mod limits;
 mod replies;
 
