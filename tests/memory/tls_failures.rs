@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_rustls::rustls::{
-    ClientConnection, ServerConfig,
+    ClientConfig, ClientConnection, ServerConfig,
     pki_types::ServerName,
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
@@ -37,7 +37,11 @@ use crate::{
 
 /// The first message of a client: 250 bytes or so in one record.
 pub(crate) fn hello(authority: &Authority) -> Vec<u8> {
-    let config = Arc::new(authority.trusting());
+    hello_of(authority.trusting())
+}
+
+fn hello_of(config: ClientConfig) -> Vec<u8> {
+    let config = Arc::new(config);
     let name = ServerName::try_from("a.test").unwrap();
     let mut client = ClientConnection::new(config, name).unwrap();
     let mut hello = Vec::new();
@@ -317,6 +321,36 @@ async fn a_longer_hello_than_rustls_takes_is_refused_by_it() {
     let ended = script(Script::new().bytes(wire), Some(1 << 20)).await;
 
     ended.is(HandshakeFailure::Malformed, CloseReason::HandshakeFailed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_with_a_hello_is_not_lost_where_rustls_takes_it_in_two_parts() {
+    let (authority, _) = town();
+    let of_length = |last| {
+        let mut config = authority.trusting();
+        config.alpn_protocols = vec![vec![b'x'; 255]; 14];
+        config
+            .alpn_protocols
+            .extend([vec![b'y'; 200], vec![b'z'; last]]);
+        hello_of(config)
+    };
+    // As much as it takes at once.
+    let hello = of_length(1 + 4096 - of_length(1).len());
+    assert_eq!(hello.len(), 4096);
+    let bad_certificate = b"\x15\x03\x03\0\x02\x02\x2a";
+    let rest = [&hello[3000..], bad_certificate].concat();
+
+    let io = Script::new()
+        .bytes(&hello[..2000])
+        .bytes(&hello[2000..3000])
+        .bytes(rest)
+        .end();
+    let ended = script(io, None).await;
+
+    ended.is(
+        HandshakeFailure::OurCertificate,
+        CloseReason::HandshakeFailed,
+    );
 }
 
 #[test]
