@@ -70,7 +70,7 @@ async fn on_signals(guard: &Guard, file: &Option<PathBuf>) -> Result<Infallible,
             _ = show.recv() => {
                 println!("{} open", guard.connections().in_use());
                 for peer in guard.per_peer().top(10) {
-                    let network = peer.network().map_or("unnamed".to_owned(), |network| network.to_string());
+                    let network = peer.network().map_or_else(|| "unnamed".to_owned(), |network| network.to_string());
                     println!("{network} {}", peer.used());
                 }
             }

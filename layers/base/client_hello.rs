@@ -68,12 +68,6 @@ impl HelloReader {
         }
     }
 
-    /// The most bytes that it may take up on the wire, the headers of its records included.
-    pub(crate) fn most_on_the_wire(&self) -> usize {
-        // A record may be as small as one byte: whoever splits so finely is given room for a hello of a usual size.
-        self.limit.saturating_add(HEADER) + RECORD_HEADER * 1024
-    }
-
     /// Looks at all that has come so far. Nothing of it is consumed: whoever terminates TLS reads it again.
     pub(crate) fn step(&mut self, seen: &[u8]) -> Result<Step<ClientHello>, HelloError> {
         loop {

@@ -19,7 +19,7 @@ use crate::{
         ending::Ending,
         facts::Facts,
         safeguard::Safeguards,
-        waits::{NEVER, Waits},
+        waits::{NEVER, Stamp, Waits},
     },
 };
 
@@ -224,6 +224,26 @@ impl ConnInfo {
     #[must_use]
     pub fn has_passed(&self, safeguard: Safeguard) -> bool {
         self.passed.has(safeguard)
+    }
+
+    /// When the first handshake of this connection began, which is now if none has.
+    pub(crate) fn handshake_since(&self) -> Stamp {
+        let since = self
+            .handshake_since
+            .load(Ordering::Relaxed);
+        if since != NEVER {
+            return since;
+        }
+        let since = self.stamp(now());
+        self.handshake_since
+            .store(since, Ordering::Relaxed);
+        since
+    }
+
+    /// The peer has said who it is: what comes after begins anew.
+    pub(crate) fn handshakes_done(&self) {
+        self.handshake_since
+            .store(NEVER, Ordering::Relaxed);
     }
 
     /// Whether the caller is the first meter, whose counts are the connection's own.

@@ -8,6 +8,7 @@ mod deadline;
 mod elapsed;
 mod ending;
 mod facts;
+#[cfg(any(feature = "proxy-protocol", feature = "tls"))]
 pub(crate) mod handshakes;
 mod info;
 pub(crate) mod networks;
@@ -22,6 +23,8 @@ pub(crate) mod turn;
 pub(crate) mod waits;
 pub(crate) mod watch;
 
+#[cfg(any(feature = "proxy-protocol", feature = "tls"))]
+pub use self::handshakes::{Handshakes, TooManyHandshakes};
 pub use self::{
     addr::Addr,
     admission::Admission,
@@ -29,7 +32,6 @@ pub use self::{
     control::Suspended,
     deadline::Deadline,
     elapsed::Elapsed,
-    handshakes::{Handshakes, TooManyHandshakes},
     info::{ConnId, ConnInfo},
     networks::Networks,
     reason::CloseReason,

@@ -24,8 +24,6 @@ use tokio::{
 };
 use tokio_util::either::Either;
 
-use crate::base::error::is_disconnect;
-
 pub use self::{
     boxed::BoxedIo,
     guarded::GuardedIo,
@@ -93,22 +91,13 @@ pub fn reset_on_drop<I: Io + ?Sized>(io: &I) -> io::Result<()> {
     }
 }
 
-/// Whether the peer has ended its side or is gone, and left nothing to read.
-pub(crate) fn has_left<I: Io + ?Sized>(io: &I) -> bool {
-    match peek(io) {
-        Some(Ok(unread)) => unread == 0,
-        Some(Err(error)) => is_disconnect(&error),
-        None => false,
-    }
-}
-
 /// Whether bytes have arrived that nobody has read. Asks the socket, since the runtime knows a moment later.
 pub(crate) fn has_unread<I: Io + ?Sized>(io: &I) -> bool {
     matches!(peek(io), Some(Ok(unread)) if unread > 0)
 }
 
 /// How many bytes, of one, could be read there and then; `None` without a socket.
-fn peek<I: Io + ?Sized>(io: &I) -> Option<io::Result<usize>> {
+pub(crate) fn peek<I: Io + ?Sized>(io: &I) -> Option<io::Result<usize>> {
     let mut byte = [MaybeUninit::uninit()];
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     let socket = io.socket()?;

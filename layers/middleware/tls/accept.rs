@@ -16,9 +16,9 @@ use tower_service::Service;
 use crate::{
     base::{
         client_hello::{HelloError, HelloReader},
-        error::{BoxError, ConfigError},
+        error::{BoxError, ConfigError, is_disconnect},
         io::{
-            Io, Linger, has_left, linger,
+            Io, Linger, linger, peek,
             prelude::{PreludeError, take},
         },
         time::{later, now},
@@ -255,7 +255,7 @@ impl Shared {
     /// The bytes of the ClientHello, and what came with it.
     async fn read_hello<I: Io>(&self, io: &mut I, ticket: &Ticket) -> Result<BytesMut, Failed<I>> {
         let mut reader = HelloReader::new(self.max_hello);
-        let most = reader.most_on_the_wire();
+        let most = self.max_hello.saturating_add(HEADERS);
         let mut seen = BytesMut::new();
         let read = take(io, &mut seen, (most, AHEAD), |seen| {
             if !seen.is_empty() {
@@ -372,6 +372,19 @@ fn log(error: &HandshakeError, info: &ConnInfo) {
         failed!(info);
     }
 }
+
+/// Whether the peer has ended its side or is gone, and left nothing to read.
+fn has_left<I: Io>(io: &I) -> bool {
+    match peek(io) {
+        Some(Ok(unread)) => unread == 0,
+        Some(Err(error)) => is_disconnect(&error),
+        None => false,
+    }
+}
+
+/// On the wire a hello has its own header and those of its records, which may be as small as one byte: whoever splits
+/// so finely is given room for a hello of a usual size.
+const HEADERS: usize = 4 + 5 * 1024;
 
 /// What clients send is a few hundred bytes, with post-quantum key shares two thousand. As Envoy has it.
 const MAX_HELLO: usize = 16 * 1024;

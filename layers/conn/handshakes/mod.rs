@@ -6,6 +6,8 @@
 //! - A ticket counts from its beginning until it is dropped, or taken over by a newcomer: never twice.
 //! - Nobody is woken under the lock.
 
+mod running;
+
 use std::{
     collections::BTreeMap,
     error::Error,
@@ -19,17 +21,18 @@ use std::{
 
 use metrics::{Counter, Gauge, gauge};
 
-pub(crate) use crate::conn::opening::Unfinished;
+use self::running::Running;
+pub(crate) use self::running::Unfinished;
 use crate::{
     base::{
         error::{ConfigError, NoTimer},
-        time::{FOREVER, KeepsTime, now},
+        time::{FOREVER, KeepsTime},
     },
     conn::{
         CloseReason, ConnInfo, Elapsed,
-        opening::{Opening, Running},
+        opening::Opening,
         refusals::{Refusals, spared},
-        waits::{NEVER, plus},
+        waits::plus,
     },
 };
 
@@ -342,26 +345,6 @@ impl Error for TooManyHandshakes {}
 impl From<TooManyHandshakes> for io::Error {
     fn from(error: TooManyHandshakes) -> Self {
         Self::new(io::ErrorKind::ConnectionRefused, error)
-    }
-}
-
-impl ConnInfo {
-    /// When the first handshake of this connection began, which is now if none has.
-    pub(crate) fn handshake_since(&self) -> u64 {
-        let since = self.handshake_since.load(Relaxed);
-        if since != NEVER {
-            return since;
-        }
-        let since = self.stamp(now());
-        self.handshake_since
-            .store(since, Relaxed);
-        since
-    }
-
-    /// The peer has said who it is: what comes after begins anew.
-    pub(crate) fn handshakes_done(&self) {
-        self.handshake_since
-            .store(NEVER, Relaxed);
     }
 }
 
