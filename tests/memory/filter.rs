@@ -147,7 +147,7 @@ fn every_vector_is_met() {
         // Where the source is wrong, as for IPv6 prefixes, what is right holds.
         let expect = vector
             .get("recommend")
-            .unwrap_or(&vector["expect"]);
+            .unwrap_or_else(|| &vector["expect"]);
         for (ip, verdict) in expect.as_object().unwrap() {
             assert_eq!(
                 rules.allows(&peer(ip)),
