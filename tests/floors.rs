@@ -104,6 +104,20 @@ rules! {
         tests/memory/io.rs            |     ThrottleIo}; // MeterIo
     ";
 
+    every_metric_is_documented_and_seen_by_a_test: unknown_metrics in "layers/", r#"
+        layers/lib.rs         | //! | `tower_net_opened_total` | counter | ... `tower_net_lost` |
+        layers/meter.rs       | counter!("tower_net_opened_total"); gauge!("tower_net_active") <--
+        layers/meter.rs       | gauge!("tower_net_lost"); <--
+        tests/memory/meter.rs | metrics.of("tower_net_opened_total"); "tower_net_active"
+    "#;
+
+    every_close_reason_is_seen_by_a_test: untested_reasons in "layers/conn/reason.rs", r#"
+        layers/conn/reason.rs | Idle = "idle",
+        layers/conn/reason.rs | Lost = "lost", <--
+        layers/conn/reason.rs | Self::Lost => 1,
+        tests/memory/a.rs     | assert_eq!(reason, CloseReason::Idle);
+    "#;
+
     nothing_unwraps_outside_its_tests: unwraps in "layers/", "
         layers/base/time.rs | #[cfg(test)] count_reads();
         layers/base/time.rs | now.unwrap_or(then).unwrap() <--
@@ -222,6 +236,54 @@ fn untested_ios(tree: &Tree, file: &str, offend: Offend<'_>) {
     for (line, io) in names(&code(&tree[file]), "pub struct ") {
         if io.ends_with("Io") && !lists(&table, io) {
             offend(line, format!("tests/memory/io.rs does not name `{io}`"));
+        }
+    }
+}
+
+/// Names in the source are in the table of the front page, and somewhere among the tests.
+fn unknown_metrics(tree: &Tree, file: &str, offend: Offend<'_>) {
+    if file == "layers/lib.rs" {
+        return;
+    }
+    let table = text(tree, "layers/lib.rs");
+    let is_tested = |name: &str| {
+        let mut files = tree.iter();
+        files.any(|(file, text)| {
+            (file.starts_with("tests/")
+                || file.starts_with("layers/") && text.contains("mod tests"))
+                && text.contains(&format!("\"{name}\""))
+        })
+    };
+    for (at, line) in tree[file].lines().enumerate() {
+        for literal in line
+            .split('"')
+            .filter(|word| word.starts_with("tower_net_"))
+        {
+            if !table.contains(&format!("`{literal}`")) {
+                offend(
+                    at + 1,
+                    format!("`{literal}` is in no table of layers/lib.rs"),
+                );
+            } else if !is_tested(literal) {
+                offend(at + 1, format!("no test looks at `{literal}`"));
+            }
+        }
+    }
+}
+
+/// A reason that no test names is one that nothing need ever give.
+fn untested_reasons(tree: &Tree, file: &str, offend: Offend<'_>) {
+    for (at, line) in tree[file].lines().enumerate() {
+        let Some((name, _)) = line.trim().split_once(" = \"") else {
+            continue;
+        };
+        let named = format!("CloseReason::{name}");
+        let mut files = tree.iter();
+        let is_tested = files.any(|(file, text)| {
+            file.starts_with("tests/") && !file.ends_with("ways_out.rs") && text.contains(&named)
+        });
+        if !is_tested {
+            offend(at + 1, format!("no test names {named}"));
         }
     }
 }
