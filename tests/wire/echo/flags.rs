@@ -43,6 +43,28 @@ fn it_logs_what_it_is_asked_to() {
 }
 
 #[test]
+fn it_says_once_which_guards_of_a_service_in_production_it_lacks() {
+    for (flags, missing) in [("", true), ("--per-peer 9", false)] {
+        let (mut server, at) = echo(&format!("--log info {flags}"));
+        for _ in 0..2 {
+            let mut client = at.client();
+            client.exchange(b"hello");
+            client.leave();
+        }
+        server.terminate();
+        assert!(server.line().is_some());
+
+        let (_, errors) = server.end();
+        let said = if missing {
+            r#"production guards are missing missing="per_peer_limit""#
+        } else {
+            "every production guard is in place"
+        };
+        assert_eq!(errors.matches(said).count(), 1, "{errors}");
+    }
+}
+
+#[test]
 fn the_lines_example_echoes_and_leaves_on_ctrl_c() {
     let mut server = Process::start("lines", "127.0.0.1:0");
     let mut client = server.listening().client();
