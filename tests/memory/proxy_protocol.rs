@@ -21,6 +21,7 @@ use tower_net::{
     deadline::{DeadlineIo, DeadlineLayer, Deadlines, Elapsed},
     error::{BoxError, NoTimer, find},
     io::Io,
+    limit::{PerPeerLimitLayer, Surplus},
     proxy_protocol::{
         Command, Header, HeaderError, HeaderRules, Others, ProxyError, ProxyProtocol,
         ProxyProtocolFuture, ProxyProtocolLayer, Version,
@@ -448,6 +449,36 @@ async fn two_headers_have_one_time() {
 
     assert!(ended.is_err());
     assert_eq!(start.elapsed(), secs(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_that_a_limit_keeps_a_connection_waiting_is_not_taken_off_its_next_handshake() {
+    let handshakes = budget(8, secs(10));
+    let layer = || trusting().handshakes(handshakes.clone());
+    let limit = PerPeerLimitLayer::new(1)
+        .unwrap()
+        .surplus(Surplus::WaitUpTo(secs(60)));
+    let stack = ServiceBuilder::new()
+        .layer(layer())
+        .layer(limit)
+        .layer(layer())
+        .service_fn(async |conn: Conn<_>| {
+            sleep(secs(20)).await;
+            drop(conn);
+            Ok::<_, BoxError>(())
+        });
+    let visit = || {
+        let io = Script::new()
+            .bytes(LINE)
+            .pause(secs(1))
+            .bytes(LINE);
+        stack.clone().oneshot(from(io, PROXY))
+    };
+
+    let (first, second) = tokio::join!(visit(), visit());
+
+    first.unwrap();
+    second.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -90,7 +90,11 @@ where
             let waited = wait(conn.info(), by, until).await;
             drop(seat);
             match waited {
-                Ok(done) => return Ok((conn, done)),
+                Ok(done) => {
+                    // We kept the peer waiting, so the time of its next handshake begins anew.
+                    conn.info().handshakes_done();
+                    return Ok((conn, done));
+                }
                 Err(NoMore::Left(reason)) => conn.refuse(reason),
                 Err(NoMore::Late) => {
                     refusals.refuse();
