@@ -75,9 +75,19 @@ impl Safeguards {
         self.0.store(marked, Relaxed);
     }
 
+    /// The connection ends before its service: of what is behind that it could not pass anything.
+    pub(crate) fn cut_short(&self) {
+        let marked = self.0.load(Relaxed) | CUT_SHORT;
+        self.0.store(marked, Relaxed);
+    }
+
+    pub(crate) fn is_cut_short(&self) -> bool {
+        self.0.load(Relaxed) & CUT_SHORT != 0
+    }
+
     /// Adds all of another set, which many may do at once.
     pub(crate) fn merge(&self, other: &Self) {
-        let theirs = other.0.load(Relaxed);
+        let theirs = other.0.load(Relaxed) & !CUT_SHORT;
         // A look first: after the first few connections there is nothing new.
         if self.0.load(Relaxed) & theirs != theirs {
             self.0.fetch_or(theirs, Relaxed);
@@ -92,3 +102,6 @@ impl Safeguards {
 fn bit(safeguard: Safeguard) -> u16 {
     1 << safeguard as u8
 }
+
+/// No safeguard's.
+const CUT_SHORT: u16 = 1 << 15;

@@ -75,10 +75,12 @@ impl Passed {
         self.by_any.mark(safeguard);
     }
 
-    /// A connection ends. After the first that was served the log says what is missing, once.
+    /// A connection ends. After the first that was served the log says what is missing, once. One that got no
+    /// further than a limit, a header or a handshake, as health checks and probes, says nothing of what is behind.
     pub(crate) fn end(&self, info: &ConnInfo, reason: CloseReason) {
         self.by_any.merge(&info.passed);
-        if reason.is_refusal() || self.said.load(Relaxed) || self.said.swap(true, Relaxed) {
+        let served = !reason.is_refusal() && !info.passed.is_cut_short();
+        if !served || self.said.load(Relaxed) || self.said.swap(true, Relaxed) {
             return;
         }
         let missing: Vec<_> = self

@@ -41,6 +41,10 @@ pub(super) async fn look<I: Io>(shared: Arc<Shared<I>>, mut conn: Conn<I>) -> Lo
     let info = Arc::clone(conn.info());
     // For the handshakes behind this, which are not to have their time anew.
     info.handshake_since();
+    let over = |result| {
+        info.passed.cut_short();
+        Looked::Over(result)
+    };
     let settings = shared.settings;
     let spoke = AtomicBool::new(false);
     let mut seen = BytesMut::new();
@@ -60,7 +64,7 @@ pub(super) async fn look<I: Io>(shared: Arc<Shared<I>>, mut conn: Conn<I>) -> Lo
                 Opened::Said(found) => break found,
                 Opened::Left(reason) => {
                     info.end_with(reason);
-                    return Looked::Over(Ok(()));
+                    return over(Ok(()));
                 }
                 Opened::Late => {}
             }
@@ -76,7 +80,7 @@ pub(super) async fn look<I: Io>(shared: Arc<Shared<I>>, mut conn: Conn<I>) -> Lo
             if !settings.dry_run {
                 info.end_with(which);
                 let elapsed = Elapsed::new(which, Some(settings.within));
-                return Looked::Over(Err(elapsed.into()));
+                return over(Err(elapsed.into()));
             }
             spared.increment(1);
         }
@@ -84,11 +88,11 @@ pub(super) async fn look<I: Io>(shared: Arc<Shared<I>>, mut conn: Conn<I>) -> Lo
     let route = match found {
         Ok(Found::Nobody) => {
             info.end_with(CloseReason::Peer);
-            return Looked::Over(Ok(()));
+            return over(Ok(()));
         }
         Err(error) => {
             info.ending.saw_failure();
-            return Looked::Over(Err(error.into()));
+            return over(Err(error.into()));
         }
         Ok(Found::Route(route)) => Some(route),
         Ok(Found::Other) => None,

@@ -429,6 +429,7 @@ impl<I: Io> Service<Conn<I>> for NothingElse {
     }
 
     fn call(&mut self, conn: Conn<I>) -> Self::Future {
+        conn.info().passed.cut_short();
         conn.info()
             .end_with(CloseReason::Detect);
         future::ready(Err(UnknownProtocol { _private: () }))

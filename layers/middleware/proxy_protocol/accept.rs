@@ -175,6 +175,7 @@ where
                 settings
                     .outcomes
                     .count(Outcome::Untrusted);
+                conn.info().passed.cut_short();
                 conn.refuse(CloseReason::ProxyHeader);
                 return ProxyProtocolFuture {
                     staged: Staged::refused(ProxyError::new(Problem::Untrusted)),
@@ -336,6 +337,7 @@ async fn take_header<I: Io>(
         }
     };
     settings.outcomes.count(outcome);
+    info.passed.cut_short();
     // One that makes room for another is not to linger in TIME_WAIT.
     if reason.resets() {
         conn.refuse(reason);

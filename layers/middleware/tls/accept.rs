@@ -212,6 +212,7 @@ impl Shared {
         };
         // A goodbye is no handshake.
         drop(ticket);
+        info.passed.cut_short();
         let reason = info.end_with(failed.reason);
         attempt.failed(failed.error.failure());
         log(&failed.error, &info);
