@@ -83,6 +83,28 @@ async fn whoever_passes_has_passed_every_guard_of_a_connection() {
 }
 
 #[tokio::test]
+async fn a_limit_that_is_turned_off_is_no_guard() {
+    let off = Settings::default()
+        .connections(None)
+        .per_peer(None);
+    let exempt = Settings::default().exempt(["192.0.2.1"]);
+    for (settings, limited) in [(off, false), (exempt, true)] {
+        let mut service = ServiceBuilder::new()
+            .layer(guard(settings))
+            .layer(FrameLayer::new(Delimited::lines(64)))
+            .service_fn(obey);
+        let (conn, _far) = from("192.0.2.1");
+        let info = conn.info().clone();
+
+        let _served = service.call(conn);
+
+        for guard in [Safeguard::ConnectionLimit, Safeguard::PerPeerLimit] {
+            assert_eq!(info.has_passed(guard), limited, "{guard}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn each_setting_reaches_its_layer() {
     let by_proxy = "PROXY TCP4 203.0.113.7 192.0.2.1 1 2\r\nhi\n";
     let settings = Settings::default;

@@ -219,7 +219,7 @@ where
                 limit: self.shared.limit,
             });
         }
-        if !self.refusals.is_dry_run() {
+        if !self.refusals.is_dry_run() && self.shared.limit < Semaphore::MAX_PERMITS {
             conn.info()
                 .passed
                 .mark(Safeguard::ConnectionLimit);

@@ -116,7 +116,8 @@ where
     fn call(&mut self, conn: Conn<I>) -> PerPeerLimitFuture<S, I> {
         let (settings, info) = (&self.settings, conn.info());
         let counts = settings.peers.of(info);
-        if counts != Counts::ForNobody && !settings.refusals.is_dry_run() {
+        let limits = !settings.refusals.is_dry_run() && self.places.limit() < NO_LIMIT;
+        if counts != Counts::ForNobody && limits {
             info.passed
                 .mark(Safeguard::PerPeerLimit);
         }
@@ -299,3 +300,6 @@ impl From<PeerFull> for io::Error {
         Self::new(io::ErrorKind::ConnectionRefused, error)
     }
 }
+
+/// From here on it keeps nobody from anything.
+const NO_LIMIT: usize = u32::MAX as usize;
