@@ -252,6 +252,21 @@ async fn a_dry_run_of_everything_refuses_nobody_and_counts_whom_it_would_have() 
 }
 
 #[tokio::test]
+async fn a_dry_run_of_everything_serves_whom_no_proxy_sent_and_believes_nobody_for_that() {
+    let settings = Settings::default()
+        .proxy_protocol(["10.0.0.0/8"])
+        .dry_run(DryRun::all());
+    let (guard, metrics) = recorded(|| guard(settings));
+
+    let heard = visit(&guard, "192.0.2.1", "hi\n").await;
+
+    assert_eq!(heard, ("hi\n".into(), Some(CloseReason::Peer)));
+    let spared = [("reason", "proxy_header")];
+    assert_eq!(metrics.of("tower_net_dry_run_total", &spared), 1.0);
+    assert_eq!(metrics.of("tower_net_refused_total", &[]), 0.0);
+}
+
+#[tokio::test]
 async fn what_can_change_while_it_runs_is_taken_over_by_every_clone() {
     let guard = guard(Settings::default());
     let clone = guard.clone();

@@ -280,7 +280,8 @@ impl Settings {
             pressure: PressureLayer::new(self.thresholds())?.dry_run(dry_run.pressure),
             proxy_protocol: self
                 .proxy_layer()?
-                .handshakes(handshakes.clone()),
+                .handshakes(handshakes.clone())
+                .dry_run(dry_run.proxy_protocol),
             filter: FilterLayer::new(self.rules()?).dry_run(dry_run.filter),
             connect_rate: self.rate_layer()?,
             per_peer: PerPeerLimitLayer::new(self.per_peer.unwrap_or(u32::MAX) as usize)?

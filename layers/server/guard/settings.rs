@@ -99,6 +99,7 @@ pub(super) struct Pending {
 pub struct DryRun {
     pub(super) connections: bool,
     pub(super) pressure: bool,
+    pub(super) proxy_protocol: bool,
     pub(super) filter: bool,
     pub(super) per_peer: bool,
     pub(super) connect_rate: bool,
@@ -299,12 +300,13 @@ impl Settings {
 }
 
 impl DryRun {
-    /// Nothing is enforced.
+    /// No limit, rule or deadline is enforced.
     #[must_use]
     pub fn all() -> Self {
         Self::default()
             .connections(true)
             .pressure(true)
+            .proxy_protocol(true)
             .filter(true)
             .per_peer(true)
             .connect_rate(true)
@@ -323,6 +325,14 @@ impl DryRun {
     #[must_use]
     pub fn pressure(mut self, on: bool) -> Self {
         self.pressure = on;
+        self
+    }
+
+    /// Whom no proxy sent: it is served, and nobody is believed for that. A header that is due and is none still
+    /// ends its connection, since what would be served has no beginning.
+    #[must_use]
+    pub fn proxy_protocol(mut self, on: bool) -> Self {
+        self.proxy_protocol = on;
         self
     }
 
