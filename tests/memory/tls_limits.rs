@@ -144,6 +144,32 @@ async fn who_has_said_everything_makes_room_for_nobody_and_the_newcomer_is_reset
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_stops_after_its_hello_makes_room_as_well_once_it_has_kept_us_waiting() {
+    let (authority, layer, handshakes, metrics) = room_for(2);
+    let hello = hello(&authority);
+    let (_far, first, first_served) = stuck(&layer, &hello).await;
+    sleep(millis(600)).await;
+    let (_other_far, second, _second_served) = stuck(&layer, &hello).await;
+    sleep(millis(400)).await;
+
+    // It took the first one a second, a tenth of its time.
+    for _ in 0..3 {
+        let (far, _, _served) = open(&layer);
+        let mut good = connect(authority.trusting(), "a.test", far)
+            .await
+            .unwrap();
+        assert_eq!(exchange(&mut good, "hello").await, "hello");
+    }
+
+    let ended = first_served.await.unwrap();
+    assert_eq!(failure_of(ended), HandshakeFailure::Evicted);
+    assert_eq!(first.close_reason(), Some(CloseReason::HandshakeLimit));
+    assert_eq!((second.close_reason(), handshakes.pending()), (None, 1));
+    let refused = [("reason", "handshake_limit")];
+    assert_eq!(metrics.of("tower_net_refused_total", &refused), 1.0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn established_connections_do_not_count() {
     let (authority, layer, handshakes, _) = room_for(1);
     let mut established = Vec::new();

@@ -7,22 +7,25 @@
 //! - Nobody is woken under the lock.
 
 mod running;
+mod table;
 
 use std::{
-    collections::BTreeMap,
     error::Error,
     fmt, io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use metrics::{Counter, Gauge, gauge};
 
-use self::running::Running;
 pub(crate) use self::running::Unfinished;
+use self::{
+    running::Running,
+    table::{Slot, Table},
+};
 use crate::{
     base::{
         error::{ConfigError, NoTimer},
@@ -44,8 +47,9 @@ use crate::{
 /// one time for all, which begins at the first.
 ///
 /// At the limit, a peer that has not yet said all of its first message makes room: the one that has kept us
-/// waiting for longest is closed. So the silent cannot keep out those who speak. Only if all under way are at
-/// work is the newcomer reset. Both are counted as [`CloseReason::HandshakeLimit`].
+/// waiting for longest is closed. So the silent cannot keep out those who speak. If all have, it is the one that
+/// said it longest ago, once that is a tenth of the time: so neither can those who stop there. Only if all under
+/// way are at work is the newcomer reset. All are counted as [`CloseReason::HandshakeLimit`].
 ///
 /// The default is 256 at once, within 10 s each.
 #[derive(Debug, Clone)]
@@ -61,22 +65,6 @@ struct Shared {
     pending: Gauge,
     keeps_time: KeepsTime,
     table: Mutex<Table>,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    pending: usize,
-    /// The number of the next one.
-    next: u64,
-    /// Those who have not said all of their first message, the oldest first.
-    waiting: BTreeMap<u64, Arc<Slot>>,
-}
-
-/// One that can be made to leave.
-#[derive(Debug)]
-struct Slot {
-    info: Arc<ConnInfo>,
-    evicted: AtomicBool,
 }
 
 impl Handshakes {
@@ -189,24 +177,18 @@ impl HandshakeLimit {
     /// Begins a handshake of a connection.
     pub(crate) fn begin(&self, info: &Arc<ConnInfo>) -> Result<Ticket, TooManyHandshakes> {
         let shared = &self.handshakes.shared;
-        let slot = Arc::new(Slot {
-            info: Arc::clone(info),
-            evicted: AtomicBool::new(false),
-        });
+        let slot = Slot::new(info);
         let (number, evicted) = {
             let mut table = shared.lock();
             let mut evicted = None;
             if table.pending >= shared.at_once && !self.refusals.is_dry_run() {
-                evicted = table.waiting.pop_first();
-                match &evicted {
-                    Some((_, slot)) => slot.evicted.store(true, Relaxed),
-                    None => {
-                        drop(table);
-                        self.refusals.refuse();
-                        return Err(TooManyHandshakes {
-                            at_once: shared.at_once,
-                        });
-                    }
+                evicted = table.evict(shared.within / PATIENCE);
+                if evicted.is_none() {
+                    drop(table);
+                    self.refusals.refuse();
+                    return Err(TooManyHandshakes {
+                        at_once: shared.at_once,
+                    });
                 }
             } else {
                 if table.pending >= shared.at_once {
@@ -215,21 +197,16 @@ impl HandshakeLimit {
                 table.pending += 1;
                 shared.pending.increment(1.0);
             }
-            let number = table.next;
-            table.next += 1;
-            table
-                .waiting
-                .insert(number, Arc::clone(&slot));
-            (number, evicted)
+            (table.begin(&slot), evicted)
         };
-        if let Some((_, slot)) = evicted {
+        if let Some(slot) = evicted {
             self.refusals.refuse();
             slot.info.ending.wake();
         }
         Ok(Ticket {
             shared: Arc::clone(shared),
             slot,
-            number,
+            number: AtomicU64::new(number),
             spoke: AtomicBool::new(false),
         })
     }
@@ -268,7 +245,8 @@ impl HandshakeLimit {
 pub(crate) struct Ticket {
     shared: Arc<Shared>,
     slot: Arc<Slot>,
-    number: u64,
+    /// In the table; only changed under its lock.
+    number: AtomicU64,
     spoke: AtomicBool,
 }
 
@@ -278,13 +256,12 @@ impl Ticket {
         self.spoke.store(true, Relaxed);
     }
 
-    /// The peer's first message is here as a whole: from now on it makes room for nobody.
+    /// The peer's first message is here as a whole: it makes room for nobody, unless it stops there.
     pub(crate) fn heard(&self) {
         self.spoke();
-        self.shared
-            .lock()
-            .waiting
-            .remove(&self.number);
+        let mut table = self.shared.lock();
+        let number = table.hear(self.number.load(Relaxed));
+        self.number.store(number, Relaxed);
     }
 
     pub(super) fn has_spoken(&self) -> bool {
@@ -292,7 +269,7 @@ impl Ticket {
     }
 
     pub(super) fn is_evicted(&self) -> bool {
-        self.slot.evicted.load(Relaxed)
+        self.slot.is_evicted()
     }
 
     pub(super) fn info(&self) -> &ConnInfo {
@@ -304,15 +281,14 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let mut table = self.shared.lock();
         // Of one that was evicted the place is the newcomer's now.
-        if !self.slot.evicted.load(Relaxed) {
-            table.waiting.remove(&self.number);
-            table.pending -= 1;
+        if !self.slot.is_evicted() {
+            table.end(self.number.load(Relaxed));
             self.shared.pending.decrement(1.0);
         }
     }
 }
 
-/// Too many handshakes are under way, and none of them is waiting for its peer's first message.
+/// Too many handshakes are under way, and none of them keeps us waiting.
 ///
 /// Nothing was started, so the peer may safely try again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -350,6 +326,11 @@ impl From<TooManyHandshakes> for io::Error {
 
 /// A handshake takes milliseconds of work, so two cores are busy with far fewer.
 const AT_ONCE: usize = 256;
+
+/// Such a part of the time is what a peer may take over its next message when there is no place for a newcomer: by
+/// default a second, longer than a round trip on any line. Who wants to keep others out has to open as many
+/// connections in it as there are places.
+const PATIENCE: u32 = 10;
 
 /// A few lost packets on a bad line, and no more.
 const WITHIN: Duration = Duration::from_secs(10);
