@@ -18,7 +18,7 @@ struct Whoami {
     tls_cipher: Option<&'static str>,
     tls_resumed: Option<bool>,
     client_subject: Option<String>,
-    /// By their type, as in `0x02`; the values as text where they are, else in hexadecimal.
+    /// By their type, as in `0x02`, the first of each; the values as text where they are, else in hexadecimal.
     proxy_tlvs: BTreeMap<String, String>,
 }
 
@@ -28,6 +28,12 @@ pub(crate) fn json(conn: &ConnInfo) -> serde_json::Result<Bytes> {
         .proxy()
         .into_iter()
         .flat_map(|header| header.tlvs().iter());
+    let mut proxy_tlvs = BTreeMap::new();
+    for tlv in tlvs {
+        proxy_tlvs
+            .entry(format!("0x{:02x}", tlv.kind()))
+            .or_insert_with(|| text(tlv.value()));
+    }
     let whoami = Whoami {
         peer: conn.peer().to_string(),
         wire_peer: conn.wire_peer().to_string(),
@@ -39,9 +45,7 @@ pub(crate) fn json(conn: &ConnInfo) -> serde_json::Result<Bytes> {
         tls_cipher: tls.map(|tls| tls.cipher_suite()),
         tls_resumed: tls.map(|tls| tls.is_resumed()),
         client_subject: tls.and_then(|tls| tls.client_subject()),
-        proxy_tlvs: tlvs
-            .map(|tlv| (format!("0x{:02x}", tlv.kind()), text(tlv.value())))
-            .collect(),
+        proxy_tlvs,
     };
     serde_json::to_vec(&whoami).map(Bytes::from)
 }

@@ -57,9 +57,10 @@ fn a_proxy_that_is_trusted_says_who_its_client_is_and_what_else_it_knows() {
     let mut stream = at.tcp();
     let here = stream.local_addr().unwrap().to_string();
     let mut header =
-        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x18\xcb\x00\x71\x07\xc0\x00\x02\x01\x00\x63\x01\xbb"
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x1c\xcb\x00\x71\x07\xc0\x00\x02\x01\x00\x63\x01\xbb"
             .to_vec();
-    header.extend(b"\x02\0\x06a.test\xe0\0\0");
+    // Of two of one type the first counts.
+    header.extend(b"\x02\0\x06a.test\xe0\0\0\xe0\0\x01x");
     stream.write_all(&header).unwrap();
 
     let known = whoami(&mut stream);
