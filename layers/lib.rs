@@ -117,6 +117,7 @@
 //! | `tower_net_refused_total` | counter | `reason`: those that [are refusals](CloseReason::is_refusal), and `proxy_header` for a peer that is not trusted | [`limit`], [`filter`], [`pressure`], [`proxy_protocol`], [`Handshakes`] |
 //! | `tower_net_dry_run_total` | counter | `reason`: what a limit or deadline in a dry run would have ended | all that have a dry run |
 //! | `tower_net_peer_table_evictions_total` | counter | `reason`: of the limit whose table is full | [`limit`] |
+//! | `tower_net_surplus_held` | gauge | `reason`: of the limit that holds connections back, or tells them a last word | [`limit`] |
 //! | `tower_net_pressure` | gauge | `resource`: `descriptors`, `memory`, `lag`, and the names of your own | [`pressure`] |
 //! | `tower_net_proxy_headers_total` | counter | `outcome`: `v1`, `v2`, `local`; `ignored`, `direct`, `untrusted` of others; `invalid`, `timeout`, `silent`, `limit`, `failed` | [`proxy_protocol`] |
 //! | `tower_net_handshakes_pending` | gauge | | [`Handshakes`] |
