@@ -70,6 +70,12 @@ impl ConfigError {
         Self::new(setting, "must not be zero")
     }
 
+    /// The same for whoever passes a setting on that has another name there.
+    #[cfg(feature = "guard")]
+    pub(crate) fn of(self, setting: &'static str) -> Self {
+        Self { setting, ..self }
+    }
+
     /// The name of the setting, as its setter is called.
     #[must_use]
     pub fn setting(&self) -> &'static str {

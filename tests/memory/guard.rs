@@ -295,7 +295,7 @@ fn what_cannot_be_taken_over_changes_nothing() {
     for (new, setting) in [
         (Settings::default().per_peer(None), "per_peer"),
         (Settings::default().no_connect_rate(), "connect_rate"),
-        (Settings::default().deny(["nowhere"]), "networks"),
+        (Settings::default().deny(["nowhere"]), "deny"),
         (
             Settings::default()
                 .per_peer(7)
@@ -319,8 +319,8 @@ fn what_cannot_be_taken_over_changes_nothing() {
 fn every_limit_of_zero_is_refused_when_built() {
     let settings = Settings::default;
     for (settings, setting) in [
-        (settings().connections(0), "limit"),
-        (settings().per_peer(0), "limit"),
+        (settings().connections(0), "connections"),
+        (settings().per_peer(0), "per_peer"),
         (settings().connect_rate(0.0, 1), "per_second"),
         (settings().connect_rate(1.0, 0), "burst"),
         (settings().handshakes(0, secs(1)), "handshakes"),
@@ -338,9 +338,10 @@ fn every_limit_of_zero_is_refused_when_built() {
         (settings().max_age(Duration::ZERO), "max_age"),
         (settings().ipv6_prefix(0), "ipv6_prefix"),
         (settings().short_of_descriptors(0.9, 0.8), "descriptors"),
-        (settings().allow(["10.0.0.0/33"]), "networks"),
-        (settings().proxy_protocol(["proxy"]), "networks"),
-        (settings().exempt([""]), "networks"),
+        (settings().allow(["10.0.0.0/33"]), "allow"),
+        (settings().deny(["10.0.0.0/33"]), "deny"),
+        (settings().proxy_protocol(["proxy"]), "proxy_protocol"),
+        (settings().exempt([""]), "exempt"),
     ] {
         let error = Guard::new(settings.clone()).unwrap_err();
         assert_eq!(error.setting(), setting, "{settings:?}: {error}");
@@ -389,11 +390,27 @@ fn what_a_file_has_wrong_is_an_error_that_names_it() {
         (r#"{ "conections": 5 }"#, "unknown field `conections`"),
         (
             r#"{ "idle": 5 }"#,
-            "neither a value of the right kind nor `off`",
+            "invalid type: integer `5`, expected a string",
         ),
         (
             r#"{ "idle": "5 parsecs" }"#,
-            "neither a value of the right kind nor `off`",
+            "`5 parsecs` is no time: unknown time unit",
+        ),
+        (
+            r#"{ "per_peer": "many" }"#,
+            "invalid type: string \"many\", expected u32",
+        ),
+        (
+            r#"{ "per_peer": true }"#,
+            "invalid type: boolean `true`, expected a value or `off`",
+        ),
+        (
+            r#"{ "connect_rate": { "per_second": 5 } }"#,
+            "missing field `burst`",
+        ),
+        (
+            r#"{ "pressure": { "lag": ["1s"] } }"#,
+            "invalid length 1, expected a tuple of size 2",
         ),
         (
             r#"{ "handshakes": { "at_once": 5 } }"#,

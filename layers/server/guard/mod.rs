@@ -271,7 +271,8 @@ impl Settings {
         let handshakes = handshakes.dry_run(dry_run.handshakes);
         Ok(Layers {
             meter: MeterLayer::new(&*self.service),
-            connections: ConnectionLimitLayer::new(self.connections.unwrap_or(usize::MAX))?
+            connections: ConnectionLimitLayer::new(self.connections.unwrap_or(usize::MAX))
+                .map_err(|error| error.of("connections"))?
                 .over_limit(match self.over_limit {
                     Surplus::Reset => OverLimit::Reset,
                     Surplus::Wait => OverLimit::Wait,
@@ -284,7 +285,8 @@ impl Settings {
                 .dry_run(dry_run.proxy_protocol),
             filter: FilterLayer::new(self.rules()?).dry_run(dry_run.filter),
             connect_rate: self.rate_layer()?,
-            per_peer: PerPeerLimitLayer::new(self.per_peer.unwrap_or(u32::MAX) as usize)?
+            per_peer: PerPeerLimitLayer::new(self.per_peer.unwrap_or(u32::MAX) as usize)
+                .map_err(|error| error.of("per_peer"))?
                 .exempt(self.unlimited(self.per_peer.is_none())?)
                 .ipv6_prefix(self.ipv6_prefix)?
                 .dry_run(dry_run.per_peer),
@@ -315,7 +317,8 @@ impl Settings {
     }
 
     fn proxy_layer(&self) -> Result<ProxyProtocolLayer, ConfigError> {
-        let proxies = Networks::parse(&self.proxy_protocol)?;
+        let proxies = Networks::parse(&self.proxy_protocol);
+        let proxies = proxies.map_err(|error| error.of("proxy_protocol"))?;
         // Without a proxy in front there is nobody who must send a header, and nobody to refuse.
         let others = if proxies.is_empty() {
             Others::Direct
@@ -332,8 +335,10 @@ impl Settings {
             Rules::deny_all()
         };
         rules
-            .allow(&self.allow)?
+            .allow(&self.allow)
+            .map_err(|error| error.of("allow"))?
             .deny(&self.deny)
+            .map_err(|error| error.of("deny"))
     }
 
     fn rate_layer(&self) -> Result<ConnectRateLayer, ConfigError> {
@@ -351,7 +356,7 @@ impl Settings {
         if everybody {
             Networks::parse(["0.0.0.0/0", "::/0"])
         } else {
-            Networks::parse(&self.exempt)
+            Networks::parse(&self.exempt).map_err(|error| error.of("exempt"))
         }
     }
 

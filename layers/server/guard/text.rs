@@ -1,22 +1,14 @@
 //! How settings are written: times as people write them, and `off` for what has no limit.
 
-use std::{fmt, time::Duration};
+use std::{fmt, marker::PhantomData, time::Duration};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-
-/// A value, or `off`.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged, expecting = "neither a value of the right kind nor `off`")]
-enum OrOff<T> {
-    Off(Off),
-    On(T),
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Off {
-    Off,
-}
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{
+        Error, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+        value::{MapAccessDeserializer, SeqAccessDeserializer},
+    },
+};
 
 /// Anything that can be turned off.
 pub(super) mod or_off {
@@ -26,21 +18,58 @@ pub(super) mod or_off {
         value: &Option<T>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        let value = value.as_ref();
-        value
-            .map_or(OrOff::Off(Off::Off), OrOff::On)
-            .serialize(serializer)
+        match value {
+            Some(value) => value.serialize(serializer),
+            None => serializer.serialize_str(OFF),
+        }
     }
 
     pub(in super::super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<T>, D::Error> {
-        OrOff::deserialize(deserializer).map(|value| match value {
-            OrOff::On(value) => Some(value),
-            OrOff::Off(Off::Off) => None,
-        })
+        deserializer.deserialize_any(OrOff(PhantomData))
     }
 }
+
+/// Reads a value, or `off`. What is wrong with the value is for the value to say.
+struct OrOff<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for OrOff<T> {
+    type Value = Option<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a value or `{OFF}`")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Option<T>, E> {
+        if text == OFF {
+            return Ok(None);
+        }
+        T::deserialize(text.into_deserializer()).map(Some)
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Option<T>, E> {
+        T::deserialize(number.into_deserializer()).map(Some)
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Option<T>, E> {
+        T::deserialize(number.into_deserializer()).map(Some)
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Option<T>, E> {
+        T::deserialize(number.into_deserializer()).map(Some)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, values: A) -> Result<Option<T>, A::Error> {
+        T::deserialize(SeqAccessDeserializer::new(values)).map(Some)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, values: A) -> Result<Option<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(values)).map(Some)
+    }
+}
+
+const OFF: &str = "off";
 
 /// A time that can be turned off.
 pub(super) mod time_or_off {
