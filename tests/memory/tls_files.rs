@@ -230,6 +230,21 @@ async fn protocols_are_agreed_on_and_sessions_can_be_turned_off() {
 }
 
 #[test]
+fn a_protocol_that_no_client_can_name_is_refused() {
+    let (_, server) = town();
+    let folder = Folder::new();
+    let (chain, key) = server.write(&folder, "a");
+    let too_long = "x".repeat(256);
+    for name in ["", &too_long] {
+        let files = PemFiles::new(&chain, &key).alpn(["h2", name]);
+
+        let error = load(files).unwrap_err();
+
+        assert_eq!(error.fault(), ConfigFault::BadProtocol);
+    }
+}
+
+#[test]
 fn what_cannot_be_loaded_says_which_file_is_to_blame() {
     let (authority, server) = town();
     let folder = Folder::new();

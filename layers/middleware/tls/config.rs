@@ -80,6 +80,8 @@ labelled! {
         BadKey = "bad_key",
         /// The name is neither a host name nor `*.` and one.
         BadName = "bad_name",
+        /// A protocol has a name that ALPN cannot say: empty, or longer than 255 bytes.
+        BadProtocol = "bad_protocol",
         /// The certificate is broken.
         BadCertificate = "bad_certificate",
         /// The certificates that clients' are to be checked with cannot be used.
@@ -158,6 +160,7 @@ impl fmt::Display for TlsConfigError {
         f.write_str(match self.fault {
             ConfigFault::BadKey => "private key cannot be used",
             ConfigFault::BadName => "no host name",
+            ConfigFault::BadProtocol => "protocol with a name that is not of 1 to 255 bytes",
             ConfigFault::BadCertificate => "certificate is broken",
             ConfigFault::ClientAuthority => "certificates of client authorities cannot be used",
             ConfigFault::Expired => "certificate has expired",

@@ -163,6 +163,10 @@ impl PemFiles {
                     .ok_or_else(|| TlsConfigError::new(ConfigFault::NoProvider))?,
             ),
         };
+        let can_be_named = |protocol: &Vec<u8>| (1..=255).contains(&protocol.len());
+        if !self.alpn.iter().all(can_be_named) {
+            return Err(TlsConfigError::new(ConfigFault::BadProtocol));
+        }
         let contents = self.read(&provider)?;
         let certificates = Certificates::new(contents.certificates);
         let config = self.configure(&provider, &certificates, contents.authorities.as_deref())?;
