@@ -16,7 +16,10 @@
 #![allow(clippy::print_stdout, reason = "a program for people to look at")]
 
 use std::{
-    env, fs, io,
+    env,
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process,
 };
@@ -122,7 +125,17 @@ fn make_certificate(folder: &Path) -> Result<(), BoxError> {
     }
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
     fs::create_dir_all(folder)?;
-    fs::write(key, made.signing_key.serialize_pem())?;
+    // A key is for nobody else to read, nor is one put where somebody else has made a file.
+    let mut key = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(key)?;
+    key.write_all(
+        made.signing_key
+            .serialize_pem()
+            .as_bytes(),
+    )?;
     fs::write(chain, made.cert.pem())?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The `tls` example, from outside.
 
-use std::{fs, net::SocketAddr, sync::Arc};
+use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, sync::Arc};
 
 use tokio_rustls::rustls::{
     ClientConfig, RootCertStore,
@@ -21,6 +21,8 @@ async fn it_makes_a_certificate_takes_up_a_new_one_on_a_hangup_and_keeps_that_fr
     let Listening::Tcp(addr) = server.listening() else {
         panic!("not on TCP");
     };
+    let key = fs::metadata(folder.path().join("key.pem")).unwrap();
+    assert_eq!(key.permissions().mode() & 0o777, 0o600);
     let own = CertificateDer::from_pem_file(folder.path().join("cert.pem")).unwrap();
 
     let mut first = connect(addr, &trusting(&own)).await;
