@@ -13,7 +13,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     net::UnixStream,
-    time::{Instant, advance, sleep},
+    time::{Instant, advance, sleep, timeout},
 };
 use tokio_test::{assert_pending, task};
 use tower::{ServiceExt, service_fn, util::BoxCloneService};
@@ -23,8 +23,8 @@ use tower_net::{
     error::{BoxError, NoTimer, find},
     io::{GuardedIo, Io},
     limit::{
-        PeerFull, PeerPlace, PerPeerLimit, PerPeerLimitHandle, PerPeerLimitLayer, Surplus,
-        TrackedPeer,
+        ConnectionLimitLayer, OverLimit, PeerFull, PeerPlace, PerPeerLimit, PerPeerLimitHandle,
+        PerPeerLimitLayer, Surplus, TrackedPeer,
     },
     meter::MeterLayer,
 };
@@ -513,6 +513,62 @@ async fn a_last_word_can_say_which_limit_and_to_whom() {
         .unwrap();
 
     assert_eq!(heard, "10.0.0.1/32 at 10.0.0.1:4000 of 1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_last_word_is_not_made_where_connections_are_accepted() {
+    let made = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&made);
+    let layer = limit(1).surplus(Surplus::last_word_with(move |_, _| {
+        counts.fetch_add(1, Relaxed);
+        "bye".into()
+    }));
+    let mut service = holds(&layer);
+    let (_held, _far, conn) = surplus(&mut service, 64).await;
+
+    let mut call = task::spawn(service.call(conn));
+    let in_the_call = made.load(Relaxed);
+    assert_pending!(call.poll());
+
+    assert_eq!((in_the_call, made.load(Relaxed)), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_told_a_last_word_holds_nothing_of_what_is_below() {
+    let places = ConnectionLimitLayer::new(2)
+        .unwrap()
+        .over_limit(OverLimit::Wait);
+    let echo = service_fn(async |conn: Conn<_>| Ok::<_, BoxError>(conn));
+    let layer = limit(1).surplus(Surplus::last_word("bye"));
+    let mut service = layer.layer(places.layer(echo));
+    let (near, _far) = [duplex(64), duplex(64), duplex(64)]
+        .into_iter()
+        .unzip::<_, _, Vec<_>, Vec<_>>();
+    let mut conns = near
+        .into_iter()
+        .zip(["10.0.0.1", "10.0.0.1", "10.0.0.2"])
+        .map(|(near, ip)| Conn::new(near, peer(ip)));
+    let mut call = async |conn| {
+        let ready = ServiceExt::<Conn<DuplexStream>>::ready(&mut service);
+        timeout(millis(1), ready)
+            .await
+            .map(|ready| ready.unwrap().call(conn))
+    };
+
+    let _first = call(conns.next().unwrap())
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+    let mut spoken_to = task::spawn(
+        call(conns.next().unwrap())
+            .await
+            .unwrap(),
+    );
+    assert_pending!(spoken_to.poll());
+    let other = call(conns.next().unwrap()).await;
+
+    assert!(other.unwrap().await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]

@@ -138,7 +138,7 @@ where
         };
         let Some((time, seat)) = settings.may_wait() else {
             return settings
-                .turn_away(conn, full, &mut self.inner)
+                .turn_away(conn, full, &self.inner)
                 .into();
         };
         let waiting = self.places.wait(peer, number);

@@ -208,7 +208,7 @@ where
         }
         let too_fast = shared.too_fast(network, wait);
         settings
-            .turn_away(conn, too_fast, &mut self.inner)
+            .turn_away(conn, too_fast, &self.inner)
             .into()
     }
 }

@@ -17,11 +17,7 @@ use crate::{
         io::Io,
         time::KeepsTime,
     },
-    conn::{
-        CloseReason, Conn,
-        refusals::Refusals,
-        staged::{Staged, take_ready},
-    },
+    conn::{CloseReason, Conn, refusals::Refusals, staged::Staged},
 };
 
 /// The settings of one layer; `R` is its refusal.
@@ -106,12 +102,7 @@ where
     }
 
     /// Turns a connection away, with a last word if there is to be one.
-    pub(super) fn turn_away<S, I, J>(
-        &self,
-        conn: Conn<I>,
-        refusal: R,
-        service: &mut S,
-    ) -> Staged<S, J>
+    pub(super) fn turn_away<S, I, J>(&self, conn: Conn<I>, refusal: R, service: &S) -> Staged<S, J>
     where
         S: Service<Conn<J>> + Clone,
         I: Io,
@@ -121,13 +112,16 @@ where
         if let Surplus::LastWord(word) = &self.surplus {
             if let Some(seat) = self.room.enter(self.at_once) {
                 conn.info().end_with(self.reason);
-                let word = word.on(&refusal, conn.info());
+                let word = word.clone();
                 let speaks = async move {
+                    // Asked for here, since it is the user's: nobody else must wait for it.
+                    let word = word.on(&refusal, conn.info());
                     speak(conn, word).await;
                     drop(seat);
                     Err(refusal.into())
                 };
-                return Staged::after(speaks, take_ready(service));
+                // Never called. The one that was made ready is for the next, with all that it has reserved.
+                return Staged::after(speaks, service.clone());
             }
         }
         conn.refuse(self.reason);

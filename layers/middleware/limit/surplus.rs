@@ -52,7 +52,8 @@ impl<R> Surplus<R> {
 
     /// A last word made for the refusal and the connection. An empty one closes in order and says nothing.
     ///
-    /// It is called once for each connection that is spoken to, and should be cheap: a flood is when it matters.
+    /// It is called once for each connection that is spoken to, in that connection's own task, and should be cheap:
+    /// a flood is when it matters.
     #[must_use]
     pub fn last_word_with(word: impl Fn(&R, &ConnInfo) -> Bytes + Send + Sync + 'static) -> Self {
         Self::LastWord(LastWord(Arc::new(word)))
