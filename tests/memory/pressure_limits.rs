@@ -5,10 +5,12 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_test::{assert_pending, task};
+use tower::ServiceBuilder;
 use tower_net::{
     CloseReason, Conn,
-    deadline::{Deadlines, Elapsed},
+    deadline::{DeadlineLayer, Deadlines, Elapsed},
     error::{BoxError, find},
+    frame::{Delimited, FrameLayer},
     pressure::PressureLayer,
 };
 use tower_service::Service;
@@ -17,7 +19,7 @@ use crate::{
     pressure::{Dial, TICK, served, stack},
     support::{
         peer::Peer,
-        service::{millis, secs},
+        service::{millis, obey, secs},
     },
 };
 
@@ -97,6 +99,36 @@ async fn limits_are_long_again_once_the_level_has_been_low_for_a_second() {
     assert!(peer.ended().await.is_err());
 
     assert!(last.elapsed() >= secs(90), "{:?}", last.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_does_not_lengthen_what_another_layer_has_shortened() {
+    for is_outer in [true, false] {
+        let (dial, other) = (Dial::default(), Dial::default());
+        let layer = PressureLayer::new(dial.thresholds().reclaim(0)).unwrap();
+        let dry_run = other.layer().dry_run(true);
+        let (outer, inner) = if is_outer {
+            (&layer, &dry_run)
+        } else {
+            (&dry_run, &layer)
+        };
+        let deadlines = Deadlines::none().idle(secs(90));
+        let service = ServiceBuilder::new()
+            .layer(outer.clone())
+            .layer(inner.clone())
+            .layer(DeadlineLayer::new(deadlines).unwrap())
+            .layer(FrameLayer::new(Delimited::lines(64)))
+            .service_fn(obey);
+        let mut peer = Peer::of(service);
+        peer.send("hello\n").await;
+        assert_eq!(peer.hear().await, "hello");
+
+        dial.turn(1.0);
+        let error = peer.ended().await.unwrap_err();
+
+        let elapsed = find::<Elapsed>(&*error).unwrap();
+        assert_eq!(elapsed.limit(), Some(secs(9)), "{is_outer}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -36,6 +36,9 @@
 //! under way is finished, whatever the level. Time is no such room: an idle connection takes none, and would come back
 //! with a handshake. So lag refuses newcomers, and does neither of the other two.
 //!
+//! A layer in a [dry run](PressureLayer::dry_run) may stand beside one that is not, to try out other points. Of two
+//! that shorten limits, the one whose level changed last has the word: put all resources into one.
+//!
 //! Idle is who waits for its peer and nothing else, below a `DeadlineLayer`; without one nobody is taken to be
 //! idle. A framed connection leaves by itself when it is told; a raw service has to listen to
 //! [`told_to_leave`](crate::ConnInfo::told_to_leave), or it stays.

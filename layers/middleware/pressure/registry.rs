@@ -81,6 +81,8 @@ struct Entry {
     seen: u64,
     /// The first tick that found it so, and idle; or `TOLD`.
     since: u64,
+    /// What this layer has told it. What another layer tells it is that one's business.
+    strain: Strain,
 }
 
 impl Entry {
@@ -90,6 +92,13 @@ impl Entry {
         if seen != self.seen || !is_idle(&self.info) {
             self.seen = seen;
             self.since = tick;
+        }
+    }
+
+    fn tell(&mut self, strain: Strain) {
+        if self.strain != strain {
+            self.strain = strain;
+            self.info.waits.strain.tell(strain);
         }
     }
 }
@@ -108,12 +117,13 @@ impl Registry {
 
     fn enter(&self, info: &Arc<ConnInfo>) -> usize {
         let mut books = self.lock();
-        info.waits.strain.tell(books.strain);
-        let entry = Entry {
+        let mut entry = Entry {
             info: Arc::clone(info),
             seen: progress(info),
             since: books.tick,
+            strain: Strain::NONE,
         };
+        entry.tell(books.strain);
         books.connections.insert(entry)
     }
 
@@ -135,11 +145,11 @@ impl Registry {
             };
             looked_at += 1;
             entry.look(tick);
-            let waits = &entry.info.waits;
-            waits.strain.tell(strain);
+            entry.tell(strain);
             // One at work looks when it next parks.
             let waits_for_peer = is_idle(&entry.info) || is_silent(&entry.info);
-            if waits.strain.is_behind() && waits_for_peer {
+            let is_behind = entry.info.waits.strain.is_behind();
+            if strain != Strain::NONE && is_behind && waits_for_peer {
                 woken.push(Arc::clone(&entry.info));
             }
         }
