@@ -73,6 +73,35 @@ fn a_layer_that_outlives_its_runtime_is_not_stuck_and_measures_on_in_the_next() 
     assert_eq!(outcomes, [true, false, true, false]);
 }
 
+#[test]
+fn whoever_is_idle_is_found_by_the_next_who_measures() {
+    let dial = Dial::default();
+    let layer = dial.layer();
+    let [first, second] = [(); 2].map(|()| {
+        let mut builder = Builder::new_current_thread();
+        let builder = builder.enable_time().start_paused(true);
+        builder.build().unwrap()
+    });
+    let measures = async || holds(&layer).call(conn()).await;
+    let _held = first.block_on(measures()).unwrap();
+    first.block_on(async { sleep(secs(60)).await });
+    let idle = second.block_on(served(&layer, patient()));
+    first.block_on(async { sleep(secs(1)).await });
+
+    drop(first);
+    dial.turn(0.5);
+    let left = second.block_on(async {
+        let _measured_again = holds(&layer)
+            .call(conn())
+            .await
+            .unwrap();
+        sleep(secs(3)).await;
+        idle.info.is_leaving()
+    });
+
+    assert!(left);
+}
+
 #[tokio::test]
 async fn without_thresholds_it_does_nothing_at_all() {
     let layer = PressureLayer::new(Thresholds::default()).unwrap();

@@ -67,7 +67,7 @@ pub(super) struct Registry {
 #[derive(Debug)]
 struct Books {
     connections: Slab<Entry>,
-    /// The number of the last tick.
+    /// The number of the last tick, which goes on when another task measures.
     tick: u64,
     strain: Strain,
     /// Where the next walk begins.
@@ -127,10 +127,11 @@ impl Registry {
         books.connections.insert(entry)
     }
 
-    /// Looks at some of the connections, in turn, and tells them the strain; returns those that have to be woken
-    /// for it.
-    pub(super) fn walk(&self, tick: u64, strain: Strain) -> Vec<Arc<ConnInfo>> {
+    /// One tick: looks at some of the connections, in turn, and tells them the strain; returns those that have to be
+    /// woken for it.
+    pub(super) fn walk(&self, strain: Strain) -> Vec<Arc<ConnInfo>> {
         let mut books = self.lock();
+        let tick = books.tick + 1;
         books.tick = tick;
         books.strain = strain;
         let mut woken = Vec::new();
@@ -157,8 +158,9 @@ impl Registry {
     }
 
     /// The longest idle, so many at the most, that have been so for `ticks`. Each is returned once, unless it moves.
-    pub(super) fn reclaim(&self, tick: u64, ticks: u64, most: usize) -> Vec<Arc<ConnInfo>> {
+    pub(super) fn reclaim(&self, ticks: u64, most: usize) -> Vec<Arc<ConnInfo>> {
         let mut books = self.lock();
+        let tick = books.tick;
         let Some(before) = tick.checked_sub(ticks) else {
             return Vec::new();
         };

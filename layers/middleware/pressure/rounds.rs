@@ -98,7 +98,7 @@ impl Shared {
     }
 
     /// One tick: tells everybody who has to know what was measured.
-    fn act(&self, tick: u64, steps: &mut Steps) {
+    fn act(&self, steps: &mut Steps) {
         let dry_run = self.dry_run.load(Relaxed);
         let level = self.readings.level_of_the_idle();
         let step = steps.follow(level, self.ticks_in(LONGER_AFTER));
@@ -108,7 +108,7 @@ impl Shared {
             let share = f32::from(step) / f32::from(STEPS);
             Strain::taking(share * (1.0 - self.shrink_to))
         };
-        for info in self.registry.walk(tick, strain) {
+        for info in self.registry.walk(strain) {
             info.ending.wake();
         }
         if level <= 0.0 || self.reclaim == 0 {
@@ -117,7 +117,7 @@ impl Shared {
         let idle_for = self.ticks_in(IDLE_FOR);
         for info in self
             .registry
-            .reclaim(tick, idle_for, self.reclaim)
+            .reclaim(idle_for, self.reclaim)
         {
             self.readings
                 .reclaimed
@@ -170,7 +170,7 @@ impl Drop for Going {
 async fn go(going: Going, mut end: watch::Receiver<()>) {
     let (mut sampler, mut steps) = (Sampler::default(), Steps::default());
     let mut due = now();
-    for tick in 1.. {
+    loop {
         let next = {
             let Some(shared) = going.0.upgrade() else {
                 return;
@@ -181,7 +181,7 @@ async fn go(going: Going, mut end: watch::Receiver<()>) {
             sampler
                 .measure(&shared.sources, readings, now, late)
                 .await;
-            shared.act(tick, &mut steps);
+            shared.act(&mut steps);
             next_tick(shared.every)
         };
         due = next;
