@@ -105,3 +105,4 @@ fn bit(safeguard: Safeguard) -> u16 {
 
 /// No safeguard's.
 const CUT_SHORT: u16 = 1 << 15;
+const _: () = assert!(Safeguard::ALL.len() < 16, "there are more guards than bits");
