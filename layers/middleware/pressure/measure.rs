@@ -20,6 +20,7 @@ use crate::{
     base::{
         error::ConfigError,
         process::{ResidentMemory, descriptor_limit, is_out_of_descriptors, open_descriptors},
+        time::now,
     },
     middleware::pressure::{Overloaded, Thresholds, settings::cannot_measure},
 };
@@ -277,8 +278,9 @@ pub(super) struct Sampler {
     late: Duration,
     /// Descriptors are being counted, on another thread.
     counting: Option<JoinHandle<Count>>,
-    /// When descriptors were last counted.
+    /// When descriptors were last counted, and how long that took.
     counted_at: Option<Instant>,
+    took: Duration,
 }
 
 /// Descriptors, and the connections that are among them.
@@ -286,18 +288,20 @@ pub(super) struct Sampler {
 struct Count {
     descriptors: io::Result<usize>,
     connections: usize,
+    took: Duration,
 }
 
 impl Count {
     /// Counts, which takes a while. What opens or closes meanwhile may or may not be in the count: it is taken to be,
     /// so that a burst is not counted twice and refused for that. The next count sets it right.
     fn take(readings: &Readings) -> Self {
-        let before = readings.open.load(Relaxed);
+        let (begun, before) = (now(), readings.open.load(Relaxed));
         let descriptors = open_descriptors();
         let after = readings.open.load(Relaxed);
         Self {
             descriptors,
             connections: before.max(after),
+            took: now() - begun,
         }
     }
 }
@@ -346,11 +350,13 @@ impl Sampler {
             // Ready, since it is finished; an error only if the runtime is ending.
             if let Ok(count) = counting.await {
                 descriptors.learn(&count);
+                self.took = count.took;
             }
         }
         let open = readings.open.load(Relaxed);
         let share = descriptors.share(open);
-        let is_due = |at| share >= reading.points.soft || now - at >= COUNT_EVERY;
+        let is_near = share >= reading.points.soft;
+        let is_due = |at| now - at >= pause(is_near, self.took);
         if self.counting.is_none() && self.counted_at.is_none_or(is_due) {
             self.counted_at = Some(now);
             let readings = Arc::clone(readings);
@@ -358,6 +364,13 @@ impl Sampler {
         }
         share
     }
+}
+
+/// How long after the last count, which took so long, the next one may begin: when few are left in the next tick,
+/// but in a tenth of the time at the most, since whoever opens connections must not keep a processor busy with it.
+fn pause(is_near: bool, took: Duration) -> Duration {
+    let least = if is_near { Duration::ZERO } else { COUNT_EVERY };
+    least.max(took.saturating_mul(10))
 }
 
 /// With many descriptors it takes milliseconds, and connections are added in between.
@@ -378,20 +391,34 @@ mod tests {
         descriptors.learn(&Count {
             descriptors: Ok(30),
             connections: 20,
+            took: Duration::ZERO,
         });
         let open = [20, 25, 0].map(|open| (descriptors.share(open) * limit).round());
         descriptors.learn(&Count {
             descriptors: Err(Errno::MFILE.into()),
             connections: 20,
+            took: Duration::ZERO,
         });
         let none_left = descriptors.share(20);
         descriptors.learn(&Count {
             descriptors: Err(io::ErrorKind::NotFound.into()),
             connections: 0,
+            took: Duration::ZERO,
         });
 
         assert_eq!((unknown, open), (0.0, [30.0, 35.0, 10.0]));
         assert_eq!((none_left, descriptors.share(20)), (1.0, 1.0));
+    }
+
+    #[test]
+    fn counting_takes_a_tenth_of_the_time_at_the_most() {
+        let millis = Duration::from_millis;
+        let pauses = [(false, 1), (false, 300), (true, 0), (true, 300)];
+
+        let pauses = pauses.map(|(is_near, took)| pause(is_near, millis(took)));
+
+        assert_eq!(pauses, [1_000, 3_000, 0, 3_000].map(millis));
+        assert_eq!(pause(true, Duration::MAX), Duration::MAX);
     }
 
     #[test]

@@ -55,8 +55,8 @@
 //! One task for all clones of a layer, from its first connection on and until the last clone and connection are gone. Every
 //! [tick](Thresholds::every) it reads `/proc/self/statm`, sees how late it comes itself (the lesser of two ticks in
 //! a row, since one is a hiccup), asks the figures that are your own, and looks at 1024 of its connections. Descriptors are
-//! counted off the runtime's threads, once a second, and every tick from the soft point on; in between, connections
-//! that open and close are added and subtracted, so that the hard point holds in a burst as well.
+//! counted off the runtime's threads, once a second, and every tick from the soft point on, but in a tenth of the time
+//! at the most; in between, connections that open and close are added and subtracted, so that the hard point holds in a burst as well.
 //!
 //! A connection that waits for a far timer is woken when its limits shrink, if it is idle: at most 1024 connections in
 //! a tick, and each at most eight times on the way up, since limits shrink in eighths and are only lengthened
