@@ -290,6 +290,18 @@ async fn what_can_change_while_it_runs_is_taken_over_by_every_clone() {
 }
 
 #[test]
+fn nothing_is_measured_to_keep_somebody_out() {
+    let guard = guard(Settings::default());
+    let no_such_points = Settings::default().short_of_descriptors(0.9, 0.1);
+
+    guard
+        .adopt(&no_such_points.deny(["192.0.2.0/24"]))
+        .unwrap();
+
+    assert_ne!(guard.filter().rules(), Rules::allow_all());
+}
+
+#[test]
 fn what_cannot_be_taken_over_changes_nothing() {
     let guard = guard(Settings::default());
     for (new, setting) in [

@@ -67,8 +67,8 @@ use std::time::Duration;
 
 use tower_layer::{Identity, Layer};
 
-use self::settings::Surplus;
 pub use self::settings::{DryRun, Settings};
+use self::settings::{Short, Surplus};
 use crate::{
     base::error::ConfigError,
     conn::{Handshakes, Networks},
@@ -203,7 +203,8 @@ impl<H> Guard<H> {
     ///
     /// # Errors
     ///
-    /// What [`new`](Guard::new) would refuse, and a limit that is to be turned on or off: then nothing changes.
+    /// What [`new`](Guard::new) would refuse, but for `pressure`, and a limit that is to be turned on or off: then
+    /// nothing changes.
     pub fn adopt(&self, settings: &Settings) -> Result<(), ConfigError> {
         let rules = settings.rules()?;
         let (per_peer, rate) = (self.per_peer(), self.connect_rate());
@@ -226,8 +227,13 @@ impl<H> Guard<H> {
                 ));
             }
         }
-        // Judged as a whole before any of it is taken.
-        settings.clone().layers()?;
+        // Judged as a whole before any of it is taken; but for what has to be measured for that, since a process
+        // that is out of descriptors cannot, and that may be why somebody is to be kept out.
+        let judged = Settings {
+            pressure: Short::default(),
+            ..settings.clone()
+        };
+        judged.layers()?;
         if let Some(limit) = settings.per_peer {
             per_peer.set_limit(limit as usize)?;
         }
