@@ -16,7 +16,7 @@ use tokio_util::sync::PollSemaphore;
 use tower::service_fn;
 use tower_layer::Layer;
 use tower_net::{
-    Conn, Safeguard,
+    CloseReason, Conn, Safeguard,
     detect::{Answer, DetectLayer, NothingElse, Protocol},
     error::{BoxError, NoTimer, find},
     io::{Io, RewoundIo},
@@ -87,6 +87,22 @@ impl<I: Io> Service<Conn<I>> for Gated {
         );
         std::future::ready(Ok(()))
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn told_to_leave_while_its_service_is_not_ready_a_connection_ends_there_and_then() {
+    let (gated, _, _open) = Gated::new(false);
+    let service = DetectLayer::new()
+        .route(Protocol::own("late", |_| Answer::Yes), gated)
+        .layer(NothingElse);
+    let (info, served) = serve(Script::new().bytes("hello"), service);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!served.is_finished());
+
+    info.close_after_reply();
+
+    assert!(served.await.unwrap().is_ok());
+    assert_eq!(info.close_reason(), Some(CloseReason::Served));
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use crate::{
         error::BoxError,
         io::{Io, RewoundIo},
     },
-    conn::Conn,
+    conn::{Conn, turn::Turn},
 };
 
 /// A protocol, and what serves it.
@@ -113,8 +113,18 @@ where
                     conn,
                     waited,
                 } => {
+                    let info = conn.as_ref().map(Conn::info).cloned();
+                    let info = info.expect("not polled again after it was ready");
+                    // Whoever drains wakes the connection's task.
+                    let _turn = Turn::take(cx, &info);
                     let is_ready = service.poll_ready(cx);
                     *waited |= is_ready.is_pending();
+                    if let (true, Some(reason)) = (is_ready.is_pending(), info.ending.leaving()) {
+                        // Nothing was begun for it that could be finished.
+                        info.end_with(reason);
+                        *conn = None;
+                        return Poll::Ready(Ok(()));
+                    }
                     ready!(is_ready).map_err(Into::into)?;
                     let conn = conn.take();
                     let conn = conn.expect("not polled again after it was ready");
