@@ -53,7 +53,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use metrics::{Counter, Gauge, Histogram, Label, counter, gauge, histogram};
+use metrics::{Counter, Gauge, Histogram, IntoF64, Label, counter, gauge, histogram};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -234,7 +234,7 @@ impl Open {
             let metrics = &self.tally.counts.metrics;
             metrics
                 .first_byte
-                .record(self.info.age().as_secs_f64());
+                .record(Age(&self.info));
         }
         if self.own {
             self.info.count_read(bytes);
@@ -297,8 +297,19 @@ impl Drop for Open {
         counts.closed[reason.index()].fetch_add(1, Release);
         counts.metrics.closed[reason.index()].increment(1);
         counts.metrics.active.decrement(1.0);
-        let lived = self.info.age().as_secs_f64();
-        counts.metrics.lifetime.record(lived);
+        counts
+            .metrics
+            .lifetime
+            .record(Age(&self.info));
+    }
+}
+
+/// The age of a connection in seconds: without a recorder nobody reads the clock for it.
+struct Age<'a>(&'a ConnInfo);
+
+impl IntoF64 for Age<'_> {
+    fn into_f64(self) -> f64 {
+        self.0.age().as_secs_f64()
     }
 }
 

@@ -61,11 +61,12 @@ where
         });
         let live = Arc::clone(&self.live);
         let mut draining = pin!(live.reached(Phase::Draining));
-        loop {
+        while !live.is_draining() {
+            // The notice is waited for once there is nothing to accept, and not asked for at each accept.
             let accepted = tokio::select! {
                 biased;
-                () = &mut draining => break,
                 accepted = poll_fn(|cx| self.poll_accept(cx)) => accepted,
+                () = &mut draining => break,
             };
             match accepted {
                 Ok((io, peer)) => {
@@ -151,7 +152,9 @@ where
         let conn = Conn::with_info(io, info);
         let info = Arc::clone(conn.info());
         let alive = self.live.enter(Arc::clone(&info));
-        let called = catch_unwind(AssertUnwindSafe(|| self.service.call(conn)));
+        // Put in its place rather than returned: a future of a kilobyte is moved often enough.
+        let mut serving = None;
+        let called = catch_unwind(AssertUnwindSafe(|| serving = Some(self.service.call(conn))));
         if called.is_err() {
             info.end_with(CloseReason::Panic);
         }
@@ -159,7 +162,7 @@ where
             clippy::disallowed_methods,
             reason = "one task a connection; `Live` knows it until it ends"
         )]
-        tokio::spawn(Connection::new(called.ok(), info, alive));
+        tokio::spawn(Connection::new(serving, info, alive));
     }
 
     fn failed(&mut self, error: &io::Error) -> Next {

@@ -70,8 +70,9 @@ impl Live {
         })
     }
 
-    pub(crate) fn phase(&self) -> Phase {
-        *self.phase.borrow()
+    /// Whether it has come to the drain, by one look at what is set before the phase is.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining_since.get().is_some()
     }
 
     /// Moves on to `phase`; never back. With the drain every connection is told to leave, there and then.
@@ -115,7 +116,7 @@ impl Live {
                 cut: false,
             })
         };
-        if self.phase() >= Phase::Draining {
+        if self.is_draining() {
             // It came off the queue of a listener that is about to close.
             info.ending
                 .tell_to_leave(CloseReason::Drain);
@@ -229,7 +230,7 @@ pub(crate) struct Alive {
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        let draining = self.live.phase() >= Phase::Draining;
+        let draining = self.live.is_draining();
         let (entry, reason) = {
             let mut open = self.live.lock();
             let entry = open.connections.remove(self.key);

@@ -88,3 +88,18 @@ async fn ten_thousand_requests_in_a_second(dry_run: bool) -> Result<(u64, u64), 
     served?;
     Ok(counted?)
 }
+
+#[tokio::test(start_paused = true)]
+async fn without_a_recorder_a_meter_reads_no_clock() -> Result<(), BoxError> {
+    let served = tower::service_fn(async |mut conn: Conn<_>| conn.read_u8().await.map(drop));
+    let mut stack = MeterLayer::new("quiet").layer(served);
+    let (near, mut far) = duplex(1);
+    let conn = Conn::new(near, ());
+    far.write_u8(7).await?;
+
+    let before = CLOCK_READS.get();
+    stack.call(conn).await?;
+
+    assert_eq!(CLOCK_READS.get(), before);
+    Ok(())
+}

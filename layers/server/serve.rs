@@ -248,6 +248,8 @@ where
         future::join3(signalled, cut, descriptors::watch()).await;
         future::pending().await
     };
+    // Polled when it is woken itself, and not with every accept.
+    let mut background = FuturesUnordered::from_iter([background]);
     let accepting = async {
         let mut failed = None;
         while let Some(ended) = loops.next().await {
@@ -267,7 +269,7 @@ where
     };
     let (failed, report) = tokio::select! {
         ended = serving => ended,
-        never = background => never,
+        Some(never) = background.next() => never,
     };
     drop(cut_on_drop);
     match failed {

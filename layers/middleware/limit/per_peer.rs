@@ -83,7 +83,7 @@ impl<S> Layer<S> for PerPeerLimitLayer {
         PerPeerLimit {
             inner,
             places: Arc::clone(&self.shared),
-            settings: self.settings.clone(),
+            settings: Arc::new(self.settings.clone()),
         }
     }
 }
@@ -93,7 +93,7 @@ impl<S> Layer<S> for PerPeerLimitLayer {
 pub struct PerPeerLimit<S> {
     inner: S,
     places: Arc<Places>,
-    settings: Settings<PeerFull>,
+    settings: Arc<Settings<PeerFull>>,
 }
 
 impl<S, I> Service<Conn<I>> for PerPeerLimit<S>

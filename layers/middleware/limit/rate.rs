@@ -144,7 +144,7 @@ impl<S> Layer<S> for ConnectRateLayer {
         ConnectRate {
             inner,
             shared: Arc::clone(&self.shared),
-            settings: self.settings.clone(),
+            settings: Arc::new(self.settings.clone()),
         }
     }
 }
@@ -154,7 +154,7 @@ impl<S> Layer<S> for ConnectRateLayer {
 pub struct ConnectRate<S> {
     inner: S,
     shared: Arc<Shared>,
-    settings: Settings<TooFast>,
+    settings: Arc<Settings<TooFast>>,
 }
 
 impl<S, I> Service<Conn<I>> for ConnectRate<S>
