@@ -5,7 +5,7 @@ mod harness;
 use std::{
     convert::Infallible,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -20,11 +20,14 @@ use tower_net::{
     Conn,
     deadline::DeadlineLayer,
     detect::{Answer, DetectLayer, Protocol},
+    filter::{FilterLayer, Rules},
     frame::{FrameLayer, LengthDelimited, Request},
+    guard::{Guard, Settings},
     io::Io,
     limit::{ConnectRateLayer, ConnectionLimitLayer, PerPeerLimitLayer},
     meter::MeterLayer,
     pressure::{PressureLayer, Thresholds},
+    proxy_protocol::{Header, Others, ProxyProtocolLayer, Version},
     throttle::{Rate, Rates, ThrottleLayer},
     trace::TraceLayer,
 };
@@ -35,8 +38,15 @@ const SCENES: &[Scene] = &[
     ("trace", |rounds| layered(rounds, TraceLayer::new())),
     ("limit", |rounds| layered(rounds, limit())),
     ("pressure", |rounds| layered(rounds, pressure())),
+    ("filter", |rounds| layered(rounds, filter())),
     ("limit of each peer", |rounds| layered(rounds, per_peer())),
     ("rate of each peer", |rounds| layered(rounds, rate())),
+    ("proxy_protocol, no proxy", |rounds| {
+        layered(rounds, proxies("192.0.2.0/24"));
+    }),
+    ("proxy_protocol, a header of version 2", |rounds| {
+        serve(rounds, &announced(), proxies("127.0.0.0/8").layer(ReadOne));
+    }),
     ("deadline", |rounds| {
         layered(rounds, DeadlineLayer::default())
     }),
@@ -82,8 +92,9 @@ const SCENES: &[Scene] = &[
             .service_fn(async |request: Request<Bytes>| {
                 Ok::<_, Infallible>(request.into_message())
             });
-        serve(rounds, stack);
+        serve(rounds, REQUEST, stack);
     }),
+    ("guard", |rounds| layered(rounds, guard())),
 ];
 
 fn main() {
@@ -100,6 +111,29 @@ fn pressure() -> PressureLayer {
 
 fn limit() -> ConnectionLimitLayer {
     ConnectionLimitLayer::new(10).expect("not zero")
+}
+
+fn filter() -> FilterLayer {
+    let rules = Rules::deny_all().allow(["10.0.0.0/8", "127.0.0.0/8"]);
+    let rules = rules.and_then(|rules| rules.deny(["127.66.0.0/16"]));
+    FilterLayer::new(rules.expect("networks"))
+}
+
+fn proxies(network: &str) -> ProxyProtocolLayer {
+    let layer = ProxyProtocolLayer::required_from([network]).expect("a network");
+    layer.others(Others::Direct)
+}
+
+/// A request that a proxy passes on.
+fn announced() -> Vec<u8> {
+    let client = SocketAddr::from(([198, 51, 100, 7], 4000));
+    let header = Header::tcp(Version::V2, client, peer(0));
+    let header = header.and_then(|header| header.encode());
+    [&header.expect("a header"), REQUEST].concat()
+}
+
+fn guard() -> Guard {
+    Guard::new(Settings::default()).expect("good settings")
 }
 
 fn throttle(rates: Rates) -> ThrottleLayer {
@@ -120,7 +154,7 @@ where
     L: Layer<ReadOne, Service = S>,
     S: Service<Conn<Bursts>, Response = (), Error: Into<tower::BoxError>>,
 {
-    serve(rounds, layer.layer(ReadOne));
+    serve(rounds, REQUEST, layer.layer(ReadOne));
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -161,20 +195,26 @@ impl<I: Io> Future for ReadOneFuture<I> {
     }
 }
 
-const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 4000);
+const REQUEST: &[u8] = b"\0\0\0\x02hi";
 
-fn serve<S>(rounds: u64, mut stack: S)
+/// One of sixteen hosts in turn: within the rate of each that a guard lets pass.
+fn peer(round: u64) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, (round % 16) as u8], 4000))
+}
+
+/// Serves a connection of which all comes in one burst, so many times.
+fn serve<S>(rounds: u64, burst: &[u8], mut stack: S)
 where
     S: Service<Conn<Bursts>, Response = (), Error: Into<tower::BoxError>>,
 {
-    let burst = Bytes::from_static(b"\0\0\0\x02hi");
+    let burst = Bytes::copy_from_slice(burst);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let runtime = runtime.expect("a runtime");
     runtime.block_on(async {
-        for _ in 0..rounds {
-            let conn = Conn::new(Bursts::new(burst.clone(), 1), PEER);
+        for round in 0..rounds {
+            let conn = Conn::new(Bursts::new(burst.clone(), 1), peer(round));
             let ready = stack
                 .ready()
                 .await
