@@ -22,6 +22,9 @@ pub(crate) enum Command {
     /// Measure TLS instead: the CPU of a handshake with one byte behind it, and the memory of an idle connection
     #[cfg(feature = "ours")]
     Tls(TlsArgs),
+    /// Measure a short connection instead: the CPU of its accept, one exchange and its close
+    #[cfg(feature = "ours")]
+    Accept(AcceptArgs),
     /// Measure a rate check for each peer instead: time and memory, beside keyed `governor`
     Checks(ChecksArgs),
     /// Say how much memory one contestant takes (started by `checks`)
@@ -98,6 +101,25 @@ pub(crate) struct TlsArgs {
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) connections: u32,
     /// Also count the instructions of a handshake, with valgrind
+    #[arg(long)]
+    pub(crate) instructions: bool,
+    #[command(flatten)]
+    pub(crate) cores: Cores,
+}
+
+#[cfg(feature = "ours")]
+#[derive(Debug, Args)]
+pub(crate) struct AcceptArgs {
+    /// Turns of each contestant
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Connections in a turn
+    #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) connections: u32,
+    /// Connections that are made before the first of them is waited for
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) at_once: u32,
+    /// Also count the instructions of a connection, with valgrind
     #[arg(long)]
     pub(crate) instructions: bool,
     #[command(flatten)]

@@ -4,6 +4,8 @@
 //! it starts itself again as `rivals server <name>` on another core, and reads that process's CPU
 //! clock. See the README for how to run it and how to read what it prints.
 
+#[cfg(feature = "ours")]
+mod accept;
 mod args;
 mod base;
 mod cell;
@@ -12,12 +14,16 @@ mod client;
 mod contestants;
 mod cpu;
 mod idle;
+#[cfg(feature = "ours")]
+mod instructions;
 mod report;
 mod rpc;
 mod server;
 mod stats;
 #[cfg(feature = "ours")]
 mod tls;
+#[cfg(feature = "ours")]
+mod turns;
 mod wire;
 
 use anyhow::Result;
@@ -39,6 +45,12 @@ fn main() -> Result<()> {
             cpu::allow_many_files()?;
             cpu::pin(args.cores.client_core)?;
             idle::run(&args)
+        }
+        #[cfg(feature = "ours")]
+        Some(Command::Accept(args)) => {
+            cpu::allow_many_files()?;
+            cpu::pin(args.cores.client_core)?;
+            accept::run(&args)
         }
         #[cfg(feature = "ours")]
         Some(Command::Tls(args)) => {

@@ -72,6 +72,18 @@ impl ServerProcess {
         CpuClock::of(self.child.id())
     }
 
+    /// How often the server, which has one thread for it, has gone to sleep for want of work.
+    #[cfg(feature = "ours")]
+    pub(crate) fn sleeps(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+        let switches = text
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        let switches = switches.with_context(|| format!("{path} counts no switches"))?;
+        Ok(switches.trim().parse()?)
+    }
+
     /// Bytes of anonymous memory resident in the process.
     pub(crate) fn anonymous_memory(&self) -> Result<u64> {
         anonymous_memory(&self.child.id().to_string())

@@ -46,6 +46,17 @@ fn an_unknown_contestant_is_refused_with_the_known_ones() {
 
 #[cfg(feature = "ours")]
 #[test]
+fn all_that_accept_answer_and_close() {
+    for at_once in ["1", "16"] {
+        let sizes = ["--rounds", "2", "--connections", "40"];
+        let (ok, text) = rivals(&[&["accept", "--at-once", at_once], &sizes[..]].concat());
+        assert!(ok, "{text}");
+        assert_eq!(text.matches("ours_guard").count(), 1, "{text}");
+    }
+}
+
+#[cfg(feature = "ours")]
+#[test]
 fn all_tls_contestants_shake_hands_and_hold_idle_connections() {
     for resumed in [&[][..], &["--resumed"]] {
         let args = [

@@ -2,6 +2,8 @@
 //!
 //! All run on one thread, on a listener bound by the caller, set `TCP_NODELAY`, and answer in order.
 
+#[cfg(feature = "ours")]
+mod accept;
 mod bare;
 mod epoll;
 mod framed;
@@ -46,6 +48,18 @@ pub(crate) const TLS: &[Contestant] = &[
 #[cfg(not(feature = "ours"))]
 const TLS: &[Contestant] = &[];
 
+/// The servers of `rivals accept`, the baseline first.
+#[cfg(feature = "ours")]
+pub(crate) const ACCEPT: &[Contestant] = &[
+    Contestant::new("accept", |l| on_tokio(l, accept::bare)),
+    Contestant::new("accept_guarded", |l| on_tokio(l, accept::guarded)),
+    Contestant::new("ours_server", |l| on_tokio(l, accept::server)),
+    Contestant::new("ours_guard", |l| on_tokio(l, accept::guard)),
+];
+
+#[cfg(not(feature = "ours"))]
+const ACCEPT: &[Contestant] = &[];
+
 /// A server to be measured.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Contestant {
@@ -85,6 +99,7 @@ pub(crate) fn find(name: &str) -> Result<&'static Contestant> {
     TABLE
         .iter()
         .chain(TLS)
+        .chain(ACCEPT)
         .find(|contestant| contestant.name == name)
         .with_context(|| format!("no contestant `{name}`; there are: {}", known()))
 }
@@ -149,4 +164,11 @@ where
         // A connection that fails is closed, and the client says so.
         tokio::spawn(connection(stream));
     }
+}
+
+/// Has the connections of `listener` send at once, without a system call for each.
+#[cfg(feature = "ours")]
+fn no_delay(listener: &TcpListener) {
+    let nodelay = socket2::SockRef::from(listener).set_tcp_nodelay(true);
+    nodelay.expect("a TCP socket");
 }

@@ -18,6 +18,8 @@ use tower_net::{
     trace::TraceLayer,
 };
 
+use super::no_delay;
+
 pub(super) async fn serve(listener: TcpListener) {
     let framing = Framing::default()
         .pipelined(64)
@@ -32,8 +34,7 @@ pub(super) async fn serve(listener: TcpListener) {
                 .expect("not zero"),
         )
         .service_fn(|request: Request<Bytes>| ready(Ok::<_, io::Error>(request.into_message())));
-    let nodelay = socket2::SockRef::from(&listener).set_tcp_nodelay(true);
-    nodelay.expect("a TCP socket");
+    no_delay(&listener);
     let served = Server::new(Tcp::from(listener))
         .serve(stack)
         .await;

@@ -24,7 +24,7 @@ use tower_net::{
     trace::TraceLayer,
 };
 
-use super::accept_each;
+use super::{accept_each, no_delay};
 
 pub(super) async fn bare(listener: TcpListener) {
     let acceptor = TlsAcceptor::from(config());
@@ -36,16 +36,18 @@ pub(super) async fn bare(listener: TcpListener) {
 }
 
 pub(super) async fn layer(listener: TcpListener) {
+    no_delay(&listener);
     let stack = ServiceBuilder::new()
         .layer(TlsAcceptLayer::new(config()))
         .service(service_fn(|conn: Conn<_>| echo(conn)));
-    let served = Server::new(no_delay(listener))
+    let served = Server::new(Tcp::from(listener))
         .serve(stack)
         .await;
     served.expect("a runtime with timers");
 }
 
 pub(super) async fn stack(listener: TcpListener) {
+    no_delay(&listener);
     let stack = ServiceBuilder::new()
         .layer(MeterLayer::new("echo"))
         .layer(ConnectionLimitLayer::new(10_000).expect("not zero"))
@@ -54,7 +56,7 @@ pub(super) async fn stack(listener: TcpListener) {
         .layer(DeadlineLayer::default())
         .layer(FrameLayer::new(Delimited::lines(64)))
         .service_fn(|request: Request<Bytes>| ready(Ok::<_, io::Error>(request.into_message())));
-    let served = Server::new(no_delay(listener))
+    let served = Server::new(Tcp::from(listener))
         .serve(stack)
         .await;
     served.expect("a runtime with timers");
@@ -71,12 +73,6 @@ async fn echo(mut io: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
         io.write_all(&buffer[..read]).await?;
         io.flush().await?;
     }
-}
-
-fn no_delay(listener: TcpListener) -> Tcp {
-    let nodelay = socket2::SockRef::from(&listener).set_tcp_nodelay(true);
-    nodelay.expect("a TCP socket");
-    Tcp::from(listener)
 }
 
 fn config() -> Arc<ServerConfig> {

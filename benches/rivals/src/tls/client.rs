@@ -69,6 +69,13 @@ impl Client {
         while open.sock.read(&mut rest)? > 0 {}
         Ok(open.conn.handshake_kind())
     }
+
+    pub(super) fn exchange_times(&self, address: SocketAddr, times: u32) -> Result<()> {
+        for _ in 0..times {
+            self.exchange(address)?;
+        }
+        Ok(())
+    }
 }
 
 /// Checks that the server has the key to its certificate, and nothing else.
