@@ -100,8 +100,8 @@ impl Handshakes {
         }
     }
 
-    /// Only counts what it would have refused or ended. Then neither the number nor the time is bounded.
-    /// Default: off.
+    /// Only counts what it would have refused or ended. Then neither the number nor the time is bounded. Clones share
+    /// their places whatever their mode: what is in a dry run gets one of its own. Default: off.
     #[must_use]
     pub fn dry_run(mut self, on: bool) -> Self {
         self.dry_run = on;

@@ -30,7 +30,7 @@
 //! | `over_limit` | `reset` | | the client knows at once, and tries another server; `wait` leaves it in the kernel's queue |
 //! | `pressure` | off | [`pressure`](crate::pressure) | what is scarce depends on the machine: to be set from what is measured |
 //! | `proxy_protocol` | none | [`proxy_protocol`](crate::proxy_protocol) | only you know which proxies speak for others |
-//! | `allow`, `deny` | everybody | [`filter`](crate::filter) | by the announced client, if there is one |
+//! | `allow`, `deny` | everybody | [`filter`](crate::filter) | by the announced client, if there is one; a proxy's own health check is the proxy's |
 //! | `connect_rate` | 100 a second, 200 at once | [`limit`](crate::limit) | an office behind one address after a restart; not a machine that has run wild |
 //! | `per_peer` | 256 | [`limit`](crate::limit) | as many people as share an address, not what one client needs |
 //! | `exempt` | none | | monitoring, and proxies that speak no PROXY protocol |
