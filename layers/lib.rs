@@ -88,6 +88,8 @@
 //! | idle | 90 s | as Go's `http.Transport` keeps its idle connections |
 //! | write stall | 30 s | longer than any pause of a peer that will go on |
 //! | request, handler, reply | 30 s each | what callers wait before they give up themselves |
+//! | head of an HTTP request | 10 s | heads are some kilobytes |
+//! | handed out and not claimed | 64 connections | what a consumer takes in a moment |
 //! | replies queued | 64 KiB | one large write; beyond it reading stops |
 //! | ClientHello | 16 KiB | as Envoy has it; clients send a tenth of it |
 //! | frame | stated by you | there is no size that is right for all |
@@ -126,8 +128,8 @@
 //! | `tower_net_tls_reloads_total` | counter | `outcome`: `ok`, or see [`ConfigFault`](tls::ConfigFault) | [`tls`] |
 //! | `tower_net_detected_total` | counter | `protocol`: the names of the routes, or `other` | [`detect`] |
 //! | `tower_net_throttled_bytes_total` | counter | `direction`: `receive`, `send`; `dry_run`: `true`, `false` | [`throttle`] |
-//! | `tower_net_requests_total` | counter | `service`, `outcome`: `ok`, `failed` | [`frame`] |
-//! | `tower_net_request_seconds` | histogram | `service`, `outcome`; zero for a request that was answered at once | [`frame`] |
+//! | `tower_net_requests_total` | counter | `service`, `outcome`: `ok`, `failed` | [`frame`], [`http`] |
+//! | `tower_net_request_seconds` | histogram | `service`, `outcome`; zero for a request that was answered at once | [`frame`], [`http`] |
 //! | `tower_net_write_queue_bytes` | gauge | `service` | [`frame`] |
 //! | `tower_net_accept_errors_total` | counter | `kind`: see [`AcceptError`] | [`Server`] |
 //! | `tower_net_open_descriptors`, `tower_net_descriptor_limit` | gauge | | [`Server`] |
@@ -138,12 +140,18 @@
 //!
 //! | feature | room | brings |
 //! |---|---|---|
+//! | `axum` | [`Incoming`] | axum's `Listener` and `ConnectInfo` |
 //! | `guard` | [`guard`] | `serde` and `humantime`, for its settings; `proxy-protocol` |
+//! | `http` | [`http`] | `hyper` and `hyper-util` |
 //! | `proxy-protocol` | [`proxy_protocol`] | `crc32c` |
 //! | `tls` | [`tls`] | `tokio-rustls`; the crypto provider is your choice, a feature of rustls |
+//! | `tonic` | [`Incoming`] | tonic's `Connected` |
 //!
 //! All other rooms are always there: they need nothing beyond tokio and tower. A feature adds, and changes nothing else.
-
+//!
+//! What each of them brings beyond what is always there (`none`), which a test holds against `cargo tree`:
+//!
+#![doc = include_str!("features.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![doc(test(attr(deny(warnings))))]
 
@@ -153,6 +161,15 @@ mod conn;
 mod edge;
 mod middleware;
 mod server;
+
+#[cfg(all(
+    any(doc, doctest),
+    feature = "axum",
+    feature = "guard",
+    feature = "http",
+    feature = "tonic"
+))]
+pub mod guides;
 
 pub use crate::{base::*, conn::*, edge::*, middleware::*, server::*};
 

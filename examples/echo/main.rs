@@ -17,26 +17,16 @@
 //! in time, 1 if some had to be cut, 2 if it could not run. `--help` lists the flags.
 
 mod flags;
-mod report;
+#[path = "../shell/mod.rs"]
+#[allow(dead_code, reason = "each program uses its own part of it")]
+mod shell;
 mod whoami;
 
-use std::{
-    convert::Infallible,
-    env,
-    fmt::Display,
-    future::pending,
-    io::{self, Write},
-    process::ExitCode,
-};
+use std::{env, process::ExitCode};
 
 use bytes::Bytes;
 use memchr::memmem;
-use tokio::{
-    runtime::Builder,
-    signal::unix::{Signal, SignalKind, signal},
-    time::sleep,
-};
-use tokio_rustls::rustls::crypto::ring;
+use tokio::{runtime::Builder, time::sleep};
 use tokio_util::{
     codec::{Decoder, Encoder},
     net::Listener,
@@ -48,57 +38,49 @@ use tower_net::{
     frame::{CodecError, Delimited, FrameLayer, LengthDelimited, Request},
     guard::Guard,
     listen::{Any, AnyIo},
-    meter::Snapshot,
+    meter::Tally,
     throttle::{Rate, Rates, ThrottleLayer},
-    tls::{PemFiles, TlsAcceptLayer, TlsConfig},
+    tls::TlsAcceptLayer,
 };
 
-use crate::flags::{Codec, Faults, Flags, Tls};
+use crate::{
+    flags::{Codec, Faults, Flags},
+    shell::{Signals, flags::HELP, say},
+};
 
 fn main() -> ExitCode {
-    match start() {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("echo: {}", with_causes(&*error));
-            ExitCode::from(2)
-        }
-    }
+    shell::exit("echo", start())
 }
 
 fn start() -> Result<ExitCode, BoxError> {
     let Some(flags) = Flags::parse(env::args().skip(1))? else {
-        say(flags::HELP)?;
+        say(format_args!(
+            "{}\n{HELP}\n{}",
+            flags::HELP,
+            flags::MORE_HELP
+        ))?;
         return Ok(ExitCode::SUCCESS);
     };
-    tracing_subscriber::fmt()
-        .with_max_level(flags.log)
-        .with_writer(io::stderr)
-        .init();
-
-    let (report, bytes) = match flags.codec {
+    shell::log(flags.guards.log);
+    let (report, tally) = match flags.codec {
         Codec::Length => run(LengthDelimited::max_frame(flags.max_frame), flags),
         Codec::Line => run(Delimited::lines(flags.max_frame), flags),
     }?;
-    say(report::json(&report, &bytes)?)?;
-    Ok(if report.is_clean() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    shell::tell(&report, &tally)
 }
 
 /// The stack, from the socket at the top to the handler at the bottom.
-fn run<C>(codec: C, flags: Flags) -> Result<(Report, Snapshot), BoxError>
+fn run<C>(codec: C, mut flags: Flags) -> Result<(Report, Tally), BoxError>
 where
     C: Decoder<Item = Bytes, Error = CodecError> + Encoder<Bytes, Error = CodecError>,
     C: Clone + Send + 'static,
 {
-    let guard = Guard::new(flags.guard.clone())?;
+    let guard = Guard::new(flags.guards.guard.clone())?;
     let throttle = flags
         .throttle
         .map(throttle)
         .transpose()?;
-    let throttle = throttle.map(|layer| layer.dry_run(flags.dry_run));
+    let throttle = throttle.map(|layer| layer.dry_run(flags.guards.dry_run));
     let frames = FrameLayer::with_framing(codec, flags.framing.clone())?;
     let (whoami, faults) = (flags.whoami, flags.faults.clone());
 
@@ -108,30 +90,20 @@ where
         .service_fn(move |request: Request<Bytes>| answer(request, whoami, faults.clone()));
 
     let tally = guard.tally();
-    let report = match &flags.tls {
+    let report = match flags.guards.tls.take() {
         None => start_runtime(guard.layer(requests), flags),
-        Some(files) => {
-            let tls = TlsAcceptLayer::new(config(files)?).handshakes(guard.handshakes());
+        Some(tls) => {
+            let tls = TlsAcceptLayer::new(tls.config()?).handshakes(guard.handshakes());
             start_runtime(guard.handshake(tls).layer(requests), flags)
         }
     };
-    Ok((report?, tally.snapshot()))
+    Ok((report?, tally))
 }
 
 /// So many bytes a second of each connection, each way.
 fn throttle(bytes: u64) -> Result<ThrottleLayer, ConfigError> {
     let rate = Rate::per_second(bytes);
     ThrottleLayer::new(Rates::new().receive(rate).send(rate))
-}
-
-fn config(files: &Tls) -> Result<TlsConfig, BoxError> {
-    let mut pem = PemFiles::new(&files.certificate, &files.key)
-        .provider(ring::default_provider())
-        .alpn(&files.alpn);
-    if let Some(authorities) = &files.client_ca {
-        pem = pem.require_client_certificates(authorities);
-    }
-    Ok(pem.load()?.config())
 }
 
 fn start_runtime<S>(stack: S, flags: Flags) -> Result<Report, BoxError>
@@ -186,11 +158,10 @@ where
     S: Service<Conn<AnyIo>, Response = (), Error = BoxError> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
-    // Before the first line is out: whoever reads it may send a signal right away.
-    let mut signals = Signals::new()?;
+    let signals = Signals::new()?;
 
     let mut server = Server::from_listeners([]);
-    for addr in flags.listen {
+    for addr in flags.guards.listen {
         let listener = Any::bind_with(&addr, &flags.tcp, &flags.unix)
             .await
             .map_err(|error| format!("cannot listen on {addr}: {error}"))?;
@@ -204,57 +175,10 @@ where
 
     let serving = server
         .serve(stack)
-        .drain_for(flags.drain);
+        .drain_for(flags.guards.drain);
     let handle = serving.handle();
-    let on_signals = async {
-        signals.next().await;
-        handle.shutdown();
-        signals.next().await;
-        handle.cut();
-        pending::<Infallible>().await
-    };
     tokio::select! {
         report = serving.into_future() => Ok(report?),
-        never = on_signals => match never {},
+        never = signals.drain(handle) => match never {},
     }
-}
-
-/// SIGTERM and SIGINT, one after the other as they come.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
-/// One line on standard output, there at once even if that is a pipe.
-fn say(line: impl Display) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{line}")?;
-    out.flush()
-}
-
-/// An error and what caused it, on one line.
-fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line += &format!(": {error}");
-        cause = error.source();
-    }
-    line
 }

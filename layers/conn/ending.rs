@@ -6,6 +6,7 @@
 //! never taken back.
 
 use std::{
+    io,
     sync::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence},
@@ -98,8 +99,12 @@ impl Ending {
             .store(true, Ordering::Relaxed);
     }
 
-    /// The stream failed.
-    pub(crate) fn saw_failure(&self) {
+    /// The stream failed. One that just ended, as that of a TLS peer that leaves without a goodbye, was left by its
+    /// peer.
+    pub(crate) fn saw_failure(&self, error: &io::Error) {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            return self.saw_end();
+        }
         self.broken
             .store(true, Ordering::Relaxed);
     }

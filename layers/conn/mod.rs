@@ -8,6 +8,7 @@ mod deadline;
 mod elapsed;
 mod ending;
 mod facts;
+mod handle;
 #[cfg(any(feature = "proxy-protocol", feature = "tls"))]
 pub(crate) mod handshakes;
 mod info;
@@ -32,6 +33,7 @@ pub use self::{
     control::Suspended,
     deadline::Deadline,
     elapsed::Elapsed,
+    handle::ConnHandle,
     info::{ConnId, ConnInfo},
     networks::Networks,
     reason::CloseReason,

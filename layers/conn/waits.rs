@@ -52,6 +52,10 @@ pub(crate) struct Waits {
     pub(crate) driven: Flag,
     /// There is a watch that looks here.
     pub(crate) watched: Flag,
+    /// When the watch looks next without being told; never if it does not, or is looking now.
+    looks_at: By,
+    /// That is for a tick: what begins until then it finds as early as it would if it were told.
+    ticking: Flag,
     /// A late reply is for the crossing to count, and no end.
     pub(crate) spares_replies: Flag,
     /// How much sooner some limits pass.
@@ -92,6 +96,8 @@ impl Waits {
             receiving: Flag::default(),
             driven: Flag::default(),
             watched: Flag::default(),
+            looks_at: By::default(),
+            ticking: Flag::default(),
             spares_replies: Flag::default(),
             strain: Strained::default(),
             suspended: AtomicU32::new(0),
@@ -144,6 +150,32 @@ impl Waits {
             return None;
         }
         Some(Duration::from_nanos(self.extra.swap(0, Relaxed)))
+    }
+
+    /// The watch begins to look. What others do from now on they must tell it.
+    pub(crate) fn begin_look(&self) {
+        self.looks_at.clear();
+        self.ticking.set(false);
+        // With the fences below: either it sees what has begun, or whoever began it sees that it must be told.
+        fence(SeqCst);
+    }
+
+    /// The watch has looked, and will again by itself.
+    pub(crate) fn end_look(&self, again_at: Stamp, ticking: bool) {
+        self.ticking.set(ticking);
+        self.looks_at.set(again_at);
+    }
+
+    /// Whether the watch, on another task, has to be told of a deadline that was just set.
+    pub(crate) fn must_tell_of(&self, by: Stamp) -> bool {
+        fence(SeqCst);
+        self.looks_at.get() > by
+    }
+
+    /// The same for a wait that just began, whose time progress would reset.
+    pub(crate) fn must_tell(&self) -> bool {
+        fence(SeqCst);
+        !self.ticking.get()
     }
 
     /// Remembers a task that reads a stream it was given. It must look once more afterwards.

@@ -172,6 +172,7 @@ impl Watch {
             ready!(self.as_mut().poll_timer(cx, info));
         }
         loop {
+            info.waits.begin_look();
             let now = info.stamp(now());
             *self.as_mut().project().told = false;
             let next = match self.as_mut().look(now, info) {
@@ -192,6 +193,10 @@ impl Watch {
                 *this.wakes = None;
                 this.timer.arm(at);
             }
+            // A rate has windows that begin with the wait itself.
+            let ticking = *this.ticking && this.rates.is_none();
+            info.waits
+                .end_look(*this.armed, ticking);
             ready!(self.as_mut().poll_timer(cx, info));
         }
     }

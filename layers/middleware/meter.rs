@@ -270,7 +270,7 @@ impl Open {
     fn waits_or_fails<T>(&mut self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         match &result {
             Poll::Pending => self.fold(),
-            Poll::Ready(Err(_)) => self.info.ending.saw_failure(),
+            Poll::Ready(Err(error)) => self.info.ending.saw_failure(error),
             Poll::Ready(Ok(_)) => {}
         }
         result

@@ -4,6 +4,8 @@ pub mod deadline;
 pub mod detect;
 pub mod filter;
 pub mod frame;
+#[cfg(feature = "http")]
+pub mod http;
 pub mod limit;
 pub mod meter;
 pub mod pressure;

@@ -13,7 +13,7 @@ use std::{future::pending, time::Duration};
 use tokio::time::{sleep_until, timeout};
 
 use crate::{
-    base::time::{later, now},
+    base::time::later,
     conn::CloseReason,
     server::{
         live::{CUT_WITHIN, Live, Phase},
@@ -42,8 +42,8 @@ pub(crate) async fn drain(live: &Live) -> Report {
     live.cut(CloseReason::Cut);
     // A task that does not yield even then is counted, and not waited for.
     let _all = timeout(CUT_WITHIN, live.all_ended()).await;
-    let took = now().saturating_duration_since(live.draining_since());
-    let report = Report::new(live.counts(), live.len(), took);
+    let report = live.account();
+    live.ended_with(&report);
     tracing::info!(%report, "drained");
     report
 }

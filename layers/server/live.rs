@@ -19,7 +19,7 @@ use crate::{
     conn::{CloseReason, ConnInfo},
     server::{
         checklist::Passed,
-        report::{Counts, Straggler},
+        report::{Counts, Report, Straggler},
     },
 };
 
@@ -40,6 +40,7 @@ pub(crate) struct Live {
     /// A connection ended, while somebody waits for that.
     ended: Notify,
     watched: AtomicBool,
+    report: watch::Sender<Option<Report>>,
     pub(crate) passed: Passed,
 }
 
@@ -66,6 +67,7 @@ impl Live {
             draining_since: OnceLock::new(),
             ended: Notify::new(),
             watched: AtomicBool::new(false),
+            report: watch::Sender::new(None),
             passed: Passed::default(),
         })
     }
@@ -212,6 +214,33 @@ impl Live {
             }
             ended.await;
         }
+    }
+
+    /// The server has ended with this; the first one counts.
+    pub(crate) fn ended_with(&self, report: &Report) {
+        self.report.send_if_modified(|held| {
+            let first = held.is_none();
+            held.get_or_insert_with(|| report.clone());
+            first
+        });
+    }
+
+    /// What it has ended with, once it has.
+    pub(crate) async fn report(&self) -> Report {
+        let mut seen = self.report.subscribe();
+        loop {
+            if let Some(report) = &*seen.borrow_and_update() {
+                return report.clone();
+            }
+            // The sender is ours, so it cannot be gone.
+            let _held = seen.changed().await;
+        }
+    }
+
+    /// What is known by now.
+    pub(crate) fn account(&self) -> Report {
+        let took = now().saturating_duration_since(self.draining_since());
+        Report::new(self.counts(), self.len(), took)
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {

@@ -222,12 +222,14 @@ where
     }
     let live = serve.live;
     let cut_on_drop = CutOnDrop(Arc::clone(&live));
+    // A service may tell by the last of its clones that nothing more will come: none is kept here.
+    let service = serve.service;
     let acceptors = serve
         .listeners
         .into_iter()
         .map(|(name, listener)| Acceptor {
             listener,
-            service: serve.service.clone(),
+            service: service.clone(),
             name,
             backoff: serve.backoff.clone(),
             live: Arc::clone(&live),
@@ -236,6 +238,7 @@ where
     let mut loops: FuturesUnordered<_> = acceptors
         .map(|one| Box::pin(one.run()))
         .collect();
+    drop(service);
     let signal = serve
         .shutdown
         .unwrap_or_else(|| Box::pin(future::pending()));
@@ -285,6 +288,8 @@ impl Drop for CutOnDrop {
     fn drop(&mut self) {
         self.0.advance(Phase::Cutting);
         self.0.cut(CloseReason::Aborted);
+        // Nobody waits for them to end, so what is open now has not; after a drain its report stands.
+        self.0.ended_with(&self.0.account());
     }
 }
 
@@ -324,6 +329,19 @@ impl ServerHandle {
         self.live.advance(Phase::Cutting);
     }
 
+    /// Waits until the server has ended, and every connection with it: its report, for whoever has given the server
+    /// away, as an [`Incoming`](crate::Incoming) to `axum::serve`.
+    ///
+    /// Somebody has to begin the drain. A server that never ran has no report, and is waited for for ever; one that was
+    /// dropped while it ran has cut what was open, and counts it as [stuck](Report::stuck).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn report(&self) -> Report {
+        self.live.report().await
+    }
+
     /// Connections open now.
     #[must_use]
     pub fn open(&self) -> usize {
@@ -342,6 +360,8 @@ pub struct ServeError {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ServeCause {
+    /// The runtime that it ran on was shut down.
+    Aborted,
     /// The runtime cannot keep time.
     NoTimer(NoTimer),
     /// A listener is no listener any more. The others were drained.
@@ -355,6 +375,13 @@ impl ServeError {
         Self {
             cause,
             report: Some(Box::new(report)),
+        }
+    }
+
+    pub(super) fn aborted() -> Self {
+        Self {
+            cause: ServeCause::Aborted,
+            report: None,
         }
     }
 
@@ -374,6 +401,7 @@ impl ServeError {
 impl fmt::Display for ServeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.cause {
+            ServeCause::Aborted => "server was aborted",
             ServeCause::NoTimer(_) => "server cannot keep time",
             ServeCause::Listener(_) => "listener failed",
             ServeCause::Service(_) => "service is never ready",
@@ -384,6 +412,7 @@ impl fmt::Display for ServeError {
 impl Error for ServeError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         Some(match &self.cause {
+            ServeCause::Aborted => return None,
             ServeCause::NoTimer(error) => error,
             ServeCause::Listener(error) => error,
             ServeCause::Service(error) => error.as_ref(),

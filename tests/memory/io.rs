@@ -3,19 +3,21 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::{convert::Infallible, future::poll_fn, io, io::IoSlice, pin::Pin};
 
 use bytes::Bytes;
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex},
     net::{TcpListener, TcpStream, UnixStream},
     time::Instant,
 };
 use tokio_util::either::Either;
-use tower_layer::Layer;
+use tower_layer::{Identity, Layer};
 #[cfg(feature = "tls")]
 use tower_net::tls::{TlsAcceptLayer, TlsIo};
 use tower_net::{
-    Conn,
+    Conn, IncomingIo, Server,
     deadline::{DeadlineIo, DeadlineLayer},
     error::BoxError,
+    http::{HttpIo, HttpLayer},
     io::{
         BoxedIo, GuardedIo, Io, Linger, Lingered, OpaqueIo, RewoundIo, linger,
         prelude::{self, PreludeError, Step},
@@ -35,7 +37,7 @@ use crate::support::{
     pki::{Authority, connect},
 };
 use crate::support::{
-    io::{Drip, Script, Vectored},
+    io::{Drip, Queue, Script, Vectored},
     service::{millis, secs},
 };
 
@@ -89,6 +91,67 @@ async fn every_wrapper_passes_on_vectored_writes_flush_and_shutdown() {
         assert_eq!(written.unwrap(), 4, "{name}");
         assert_eq!(calls.counts(), [0, 1, 1, 1], "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_stream_that_was_handed_out_passes_on_the_same_and_shows_the_socket() {
+    let (queue, dialler) = Queue::pair();
+    let mut incoming = Server::new(queue).incoming::<_, Any>(Identity::new());
+    let (inner, calls) = Vectored::pair();
+    dialler.offer(Box::new(inner) as Any);
+    let mut io: IncomingIo<Any> = incoming.accept().await.unwrap();
+
+    let written = write_vectored(&mut io, [b"ab", b"cd"]).await;
+    io.flush().await.unwrap();
+    io.shutdown().await.unwrap();
+    let (near, _far) = tcp_pair().await;
+    dialler.offer(Box::new(near) as Any);
+    let io = incoming.accept().await.unwrap();
+
+    assert_eq!((written.unwrap(), calls.counts()), (4, [0, 1, 1, 1]));
+    assert!(io.is_write_vectored() && io.socket().is_some());
+}
+
+#[tokio::test]
+async fn a_stream_that_http_has_upgraded_shows_the_socket_and_takes_vectored_writes() {
+    let (upgraded, mut taken) = tokio::sync::mpsc::channel(1);
+    let service = tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+        let upgraded = upgraded.clone();
+        async move {
+            let upgrade = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                upgraded
+                    .send(upgrade.await.unwrap())
+                    .await
+                    .unwrap()
+            });
+            let switching = http::Response::builder()
+                .status(101)
+                .header("connection", "upgrade")
+                .header("upgrade", "any");
+            switching.body(http_body_util::Empty::<Bytes>::new())
+        }
+    });
+    let (near, mut far) = tcp_pair().await;
+    let mut crossing = HttpLayer::default().layer(service);
+    let _served = tokio::spawn(crossing.call(Conn::new(near, ())));
+    far.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: any\r\n\r\n")
+        .await
+        .unwrap();
+
+    let upgraded = taken.recv().await.unwrap();
+    let parts = upgraded
+        .downcast::<TokioIo<RewoundIo<HttpIo<TcpStream>>>>()
+        .unwrap();
+    let mut io = parts.io.into_inner();
+
+    assert!(io.is_write_vectored() && io.socket().is_some());
+    assert_eq!(
+        write_vectored(&mut io, [b"ab", b"cd"])
+            .await
+            .unwrap(),
+        4
+    );
 }
 
 #[tokio::test]

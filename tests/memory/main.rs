@@ -29,6 +29,8 @@ mod frame_late;
 mod frame_leave;
 mod guard;
 mod handshakes;
+mod http;
+mod incoming;
 mod io;
 mod limit;
 mod limit_per_peer;

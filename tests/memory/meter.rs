@@ -299,3 +299,22 @@ fn types_are_send_sync_and_debug() {
     check::<Tally>();
     check::<Snapshot>();
 }
+
+#[tokio::test]
+async fn a_stream_that_ends_without_a_goodbye_was_left_by_its_peer_and_one_that_fails_was_reset() {
+    for (kind, reason) in [
+        (io::ErrorKind::UnexpectedEof, CloseReason::Peer),
+        (io::ErrorKind::ConnectionReset, CloseReason::Reset),
+    ] {
+        let (layer, tally) = MeterLayer::pair("test");
+        let service = tower::service_fn(async |mut conn: Conn<MeterIo<Script>>| {
+            conn.read_u8().await.map(drop)
+        });
+
+        let conn = Conn::new(Script::new().fail(kind), ());
+        let served = layer.layer(service).call(conn).await;
+
+        assert_eq!(served.unwrap_err().kind(), kind);
+        assert_eq!(tally.snapshot().closed_for(reason), 1, "{kind}");
+    }
+}

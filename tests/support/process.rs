@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     net::{SocketAddr, TcpStream},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     thread::{self, JoinHandle},
@@ -37,7 +37,12 @@ pub enum Listening {
 impl Process {
     /// Starts an example with arguments separated by spaces.
     pub fn start(example: &str, args: &str) -> Self {
-        let mut child = Command::new(path_of(example))
+        Self::run(&path_of(example), args)
+    }
+
+    /// Starts the program at this path.
+    pub fn run(program: &Path, args: &str) -> Self {
+        let mut child = Command::new(program)
             .args(args.split_whitespace())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

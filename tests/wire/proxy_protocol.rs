@@ -169,7 +169,7 @@ fn has(line: &str, parts: &[&str]) {
 // === HAProxy and nginx in front
 
 /// HAProxy in TCP mode, with more lines for its frontend and its server.
-fn haproxy(scratch: &Scratch, bind: &str, server: &str, app: SocketAddr) -> Tool {
+pub(crate) fn haproxy(scratch: &Scratch, bind: &str, server: &str, app: SocketAddr) -> Tool {
     Tool::listening(|front| {
         let config = format!(
             "global\n maxconn 100\n\

@@ -25,6 +25,9 @@ pub(crate) enum Command {
     /// Measure a short connection instead: the CPU of its accept, one exchange and its close
     #[cfg(feature = "ours")]
     Accept(AcceptArgs),
+    /// Measure HTTP/1.1 requests instead: an axum `Router`, behind the guards and without
+    #[cfg(feature = "ours")]
+    Web(WebArgs),
     /// Measure a rate check for each peer instead: time and memory, beside keyed `governor`
     Checks(ChecksArgs),
     /// Say how much memory one contestant takes (started by `checks`)
@@ -122,6 +125,25 @@ pub(crate) struct AcceptArgs {
     /// Also count the instructions of a connection, with valgrind
     #[arg(long)]
     pub(crate) instructions: bool,
+    #[command(flatten)]
+    pub(crate) cores: Cores,
+}
+
+#[cfg(feature = "ours")]
+#[derive(Debug, Args)]
+pub(crate) struct WebArgs {
+    /// Windows per contestant
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Length of a window; its first third is thrown away
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) window_ms: u64,
+    /// Connections kept alive, with one request at a time on each
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) connections: u32,
+    /// Let the handler wait once before it answers
+    #[arg(long)]
+    pub(crate) waiting: bool,
     #[command(flatten)]
     pub(crate) cores: Cores,
 }

@@ -24,6 +24,8 @@ mod stats;
 mod tls;
 #[cfg(feature = "ours")]
 mod turns;
+#[cfg(feature = "ours")]
+mod web;
 mod wire;
 
 use anyhow::Result;
@@ -57,6 +59,12 @@ fn main() -> Result<()> {
             cpu::allow_many_files()?;
             cpu::pin(args.cores.client_core)?;
             tls::run(&args)
+        }
+        #[cfg(feature = "ours")]
+        Some(Command::Web(args)) => {
+            cpu::allow_many_files()?;
+            cpu::pin(args.cores.client_core)?;
+            web::run(&args)
         }
         None => {
             cpu::allow_many_files()?;

@@ -73,3 +73,25 @@ fn all_tls_contestants_shake_hands_and_hold_idle_connections() {
         assert_eq!(text.matches("ours_all").count(), 2, "{text}");
     }
 }
+
+#[cfg(feature = "ours")]
+#[test]
+fn all_web_servers_answer_whether_their_handler_waits_or_not() {
+    for waiting in [&[][..], &["--waiting"]] {
+        let args = [
+            "web",
+            "--rounds",
+            "1",
+            "--window-ms",
+            "60",
+            "--connections",
+            "5",
+        ];
+        let (ok, text) = rivals(&[&args[..], waiting].concat());
+        assert!(ok, "{text}");
+        assert!(
+            text.contains("ours_axum") && text.contains("ours_http"),
+            "{text}"
+        );
+    }
+}

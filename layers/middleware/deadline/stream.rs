@@ -49,14 +49,14 @@ impl<I: Io> DeadlineIo<I> {
         waits.blocked.set(result.is_pending());
         match &result {
             Poll::Pending if !Turn::is_own(cx, &self.info) => {
-                if !was {
+                if !was && waits.must_tell() {
                     // The watch looks in the connection's own turns, and does not know yet.
                     self.info.ending.wake();
                 }
                 waits.register_writer(cx.waker());
                 self.check(waits.write_late.get())?;
             }
-            Poll::Ready(Err(_)) => self.info.ending.saw_failure(),
+            Poll::Ready(Err(error)) => self.info.ending.saw_failure(error),
             Poll::Pending | Poll::Ready(Ok(_)) => {}
         }
         result
@@ -88,14 +88,14 @@ impl<I: Io> AsyncRead for DeadlineIo<I> {
         waits.reading.set(result.is_pending());
         match &result {
             Poll::Pending if !Turn::is_own(cx, &self.info) => {
-                if !was {
+                if !was && waits.must_tell() {
                     self.info.ending.wake();
                 }
                 waits.register_reader(cx.waker());
                 self.check(waits.read_late.get())?;
             }
             Poll::Pending => {}
-            Poll::Ready(Err(_)) => self.info.ending.saw_failure(),
+            Poll::Ready(Err(error)) => self.info.ending.saw_failure(error),
             Poll::Ready(Ok(())) => {
                 let read = buf.filled().len() - before;
                 if read > 0 {

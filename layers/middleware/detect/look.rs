@@ -91,7 +91,7 @@ pub(super) async fn look<I: Io>(shared: Arc<Shared<I>>, mut conn: Conn<I>) -> Lo
             return over(Ok(()));
         }
         Err(error) => {
-            info.ending.saw_failure();
+            info.ending.saw_failure(&error);
             return over(Err(error.into()));
         }
         Ok(Found::Route(route)) => Some(route),

@@ -65,13 +65,18 @@ mod text;
 
 use std::time::Duration;
 
+use tokio_util::net::Listener;
 use tower_layer::{Identity, Layer};
+use tower_service::Service;
 
 pub use self::settings::{DryRun, Settings};
 use self::settings::{Short, Surplus};
 use crate::{
-    base::error::ConfigError,
-    conn::{Handshakes, Networks},
+    base::{
+        error::{BoxError, ConfigError},
+        io::Io,
+    },
+    conn::{Addr, Conn, Handshakes, Networks},
     middleware::{
         deadline::{DeadlineLayer, DeadlineService, Deadlines},
         filter::{Filter, FilterHandle, FilterLayer, Rules},
@@ -84,6 +89,10 @@ use crate::{
         pressure::{Pressure, PressureHandle, PressureLayer, Thresholds},
         proxy_protocol::{Others, ProxyProtocol, ProxyProtocolLayer},
         trace::{Trace, TraceLayer},
+    },
+    server::{
+        incoming::{HandOut, Incoming},
+        serve::Server,
     },
 };
 
@@ -158,6 +167,13 @@ impl<H> Guard<H> {
     #[must_use]
     pub fn handshakes(&self) -> Handshakes {
         self.layers.handshakes.clone()
+    }
+
+    /// Its deadlines as a layer of their own, for what branches off before them: the routes of a
+    /// [`DetectLayer`](crate::detect::DetectLayer) in the place of the [handshake](Self::handshake).
+    #[must_use]
+    pub fn deadlines(&self) -> DeadlineLayer {
+        self.layers.deadlines.clone()
     }
 
     /// What it counts: connections, bytes, ends by reason.
@@ -242,6 +258,38 @@ impl<H> Guard<H> {
         }
         self.filter().swap(rules);
         Ok(())
+    }
+}
+
+impl<H> Guard<H> {
+    /// Guards `listener` for a server with an accept loop of its own: `axum::serve`, tonic, a hyper loop. See
+    /// [`Incoming`].
+    ///
+    /// ```no_run
+    /// # #![allow(dead_code)]
+    /// # #[cfg(feature = "axum")]
+    /// # async fn run(app: axum::Router) -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::net::SocketAddr;
+    /// use tower_net::{guard::{Guard, Settings}, listen::Tcp};
+    ///
+    /// let incoming = Guard::new(Settings::default())?.listen(Tcp::bind("0.0.0.0:3000").await?);
+    /// let app = app.into_make_service_with_connect_info::<SocketAddr>();
+    /// axum::serve(incoming.for_axum(), app).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn listen<L, I>(self, listener: L) -> Incoming<I>
+    where
+        L: Listener + Send + 'static,
+        L::Io: Io,
+        L::Addr: Into<Addr>,
+        Self: Layer<HandOut<I>>,
+        <Self as Layer<HandOut<I>>>::Service:
+            Service<Conn<L::Io>, Response = ()> + Clone + Send + 'static,
+        <<Self as Layer<HandOut<I>>>::Service as Service<Conn<L::Io>>>::Error: Into<BoxError>,
+        <<Self as Layer<HandOut<I>>>::Service as Service<Conn<L::Io>>>::Future: Send + 'static,
+    {
+        Server::new(listener).incoming(self)
     }
 }
 

@@ -15,6 +15,8 @@ mod ours;
 mod tls;
 mod tokio_lazy;
 mod tokio_plain;
+#[cfg(feature = "ours")]
+mod web;
 
 use std::future::Future;
 use std::io;
@@ -45,8 +47,18 @@ pub(crate) const TLS: &[Contestant] = &[
     Contestant::new("ours_all", |l| on_tokio(l, tls::stack)),
 ];
 
+/// The servers of `rivals web`, the baseline first.
+#[cfg(feature = "ours")]
+pub(crate) const WEB: &[Contestant] = &[
+    Contestant::new("axum", |l| on_tokio(l, web::bare)),
+    Contestant::new("ours_axum", |l| on_tokio(l, web::guarded)),
+    Contestant::new("ours_http", |l| on_tokio(l, web::crossing)),
+];
+
 #[cfg(not(feature = "ours"))]
 const TLS: &[Contestant] = &[];
+#[cfg(not(feature = "ours"))]
+const WEB: &[Contestant] = &[];
 
 /// The servers of `rivals accept`, the baseline first.
 #[cfg(feature = "ours")]
@@ -100,6 +112,7 @@ pub(crate) fn find(name: &str) -> Result<&'static Contestant> {
         .iter()
         .chain(TLS)
         .chain(ACCEPT)
+        .chain(WEB)
         .find(|contestant| contestant.name == name)
         .with_context(|| format!("no contestant `{name}`; there are: {}", known()))
 }
