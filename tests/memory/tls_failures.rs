@@ -19,6 +19,7 @@ use tower_net::{
     CloseReason, ConnInfo,
     deadline::Elapsed,
     error::{BoxError, find},
+    meter::MeterLayer,
     tls::{HandshakeError, HandshakeFailure, HelloError, TlsAcceptLayer},
 };
 
@@ -89,13 +90,22 @@ impl Ended {
 /// What becomes of a connection that reads this script.
 async fn script(io: Script, limit: Option<usize>) -> Ended {
     let (_, server) = town();
-    let (layer, metrics) = recorded(|| layer(server.serving()));
+    let ((meter, layer), metrics) =
+        recorded(|| (MeterLayer::new("tls"), layer(server.serving())));
     let layer = match limit {
         Some(limit) => layer.max_hello(limit).unwrap(),
         None => layer,
     };
-    let (info, served) = serve(io, layer.layer(service_fn(echo)));
-    Ended::of(info, served, metrics).await
+    let (info, served) = serve(io, meter.layer(layer.layer(service_fn(echo))));
+    let ended = Ended::of(info, served, metrics).await;
+    // Whoever is above is told the same, wherever in the handshake the stream was when it ended.
+    let reason = ended.reason.unwrap().label();
+    let closed = ended.metrics.of(
+        "tower_net_connections_closed_total",
+        &[("reason", reason)],
+    );
+    assert_eq!(closed, 1.0, "{reason}");
+    ended
 }
 
 // === Peers that are no clients

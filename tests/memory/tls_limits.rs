@@ -170,6 +170,23 @@ async fn who_stops_after_its_hello_makes_room_as_well_once_it_has_kept_us_waitin
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_makes_room_after_its_hello_is_counted_for_that_by_a_meter_above() {
+    let (authority, layer, _, _) = room_for(1);
+    let (meter, metrics) = recorded(|| MeterLayer::new("tls"));
+    let (near, mut far) = duplex(64 * 1024);
+    let (_, served) = serve(near, meter.layer(layer.layer(service_fn(echo))));
+    far.write_all(&hello(&authority)).await.unwrap();
+    sleep(secs(2)).await;
+
+    let (_other_far, _, _other_served) = open(&layer);
+
+    assert_eq!(failure_of(served.await.unwrap()), HandshakeFailure::Evicted);
+    let limit = [("reason", "handshake_limit")];
+    let name = "tower_net_connections_closed_total";
+    assert_eq!((metrics.of(name, &limit), metrics.of(name, &[])), (1.0, 1.0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn established_connections_do_not_count() {
     let (authority, layer, handshakes, _) = room_for(1);
     let mut established = Vec::new();

@@ -46,16 +46,21 @@ impl<F: Future> Future for Running<'_, F> {
         let opened = this
             .opening
             .poll(cx, ticket.info(), || ticket.has_spoken());
-        match opened {
-            Poll::Ready(Opened::Said(done)) => Poll::Ready(Ok(done)),
-            _ if ticket.is_evicted() => Poll::Ready(Err(Unfinished::Evicted)),
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Opened::Left(reason)) => Poll::Ready(Err(Unfinished::Left(reason))),
+        let unfinished = match opened {
+            Poll::Ready(Opened::Said(done)) => return Poll::Ready(Ok(done)),
+            _ if ticket.is_evicted() => Unfinished::Evicted,
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Opened::Left(reason)) => Unfinished::Left(reason),
             Poll::Ready(Opened::Late) => match this.limit.late(ticket.has_spoken()) {
-                Some(elapsed) => Poll::Ready(Err(Unfinished::Elapsed(elapsed))),
-                None => Poll::Pending,
+                Some(elapsed) => Unfinished::Elapsed(elapsed),
+                None => return Poll::Pending,
             },
-        }
+        };
+        // Now, since the stream may be in the handshake that is dropped next, and whoever counts its end asks then.
+        ticket
+            .info()
+            .end_with(unfinished.reason());
+        Poll::Ready(Err(unfinished))
     }
 }
 
