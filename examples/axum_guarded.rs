@@ -75,28 +75,16 @@ async fn serve<I: Io>(
     incoming: Incoming<I>,
     request: Duration,
     drain: Duration,
-    mut signals: Signals,
+    signals: Signals,
 ) -> Result<Report, BoxError> {
     let incoming = incoming
         .request_deadline(request)?
         .drain_for(drain);
     say(format_args!("listening tcp {}", incoming.local_addr()?))?;
-    let handle = incoming.handle();
+    let (handle, closing) = (incoming.handle(), incoming.closing());
 
     let app = app::router().into_make_service_with_connect_info::<SocketAddr>();
-    let (leave, left) = tokio::sync::oneshot::channel();
-    let serving = axum::serve(incoming.for_axum(), app).with_graceful_shutdown(async {
-        // A sender that is dropped is a signal as well.
-        let _signal = left.await;
-    });
-    let on_signals = async {
-        signals.next().await;
-        // It drops the listener, and with that the drain of what is behind it begins.
-        let _gone = leave.send(());
-        signals.next().await;
-        handle.cut();
-        std::future::pending::<std::convert::Infallible>().await
-    };
+    let serving = axum::serve(incoming.for_axum(), app).with_graceful_shutdown(closing);
     let served = async {
         serving.await?;
         // Also of what axum no longer knows, a WebSocket for one.
@@ -104,7 +92,7 @@ async fn serve<I: Io>(
     };
     tokio::select! {
         report = served => report,
-        never = on_signals => match never {},
+        never = signals.drain(handle.clone()) => match never {},
     }
 }
 

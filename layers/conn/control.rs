@@ -110,7 +110,7 @@ impl ConnInfo {
         let waits = &self.waits;
         if waits.blocked.get() {
             "writing"
-        } else if waits.busy.get() {
+        } else if waits.busy.get() || waits.asked.get() {
             "handling"
         } else if waits.receiving.get() {
             "receiving"

@@ -50,6 +50,10 @@ pub(crate) struct Waits {
     pub(crate) receiving: Flag,
     /// A crossing sees to it itself that a late request ends in order.
     pub(crate) driven: Flag,
+    /// The peer waits for an answer, and there is a deadline for that.
+    pub(crate) asked: Flag,
+    /// It is ready, and whoever is to serve it has not taken it yet.
+    pub(crate) unclaimed: Flag,
     /// There is a watch that looks here.
     pub(crate) watched: Flag,
     /// When the watch looks next without being told; never if it does not, or is looking now.
@@ -95,6 +99,8 @@ impl Waits {
             busy: Flag::default(),
             receiving: Flag::default(),
             driven: Flag::default(),
+            asked: Flag::default(),
+            unclaimed: Flag::default(),
             watched: Flag::default(),
             looks_at: By::default(),
             ticking: Flag::default(),

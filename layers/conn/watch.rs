@@ -277,6 +277,11 @@ impl Watch {
             return Ok(next);
         }
         if waits.moved_in() == 0 {
+            if waits.unclaimed.get() && self.first_byte_by() <= now {
+                // It may well have spoken: nobody has read it yet.
+                let limit = self.limits.first_byte;
+                *self.as_mut().project().first_byte_by = plus(now, limit);
+            }
             let by = self.due(self.first_byte_by(), now, CloseReason::FirstByte)?;
             if by == NEVER {
                 *self.as_mut().project().first_byte_by = NEVER;
@@ -299,7 +304,10 @@ impl Watch {
         let mut fresh = false;
         if self.times_idle(info) {
             let (mut mark, limit) = (self.idle, strain.of(self.limits.idle));
-            let by = mark.over_by(progress(info), now, limit, &mut fresh);
+            let mut by = mark.over_by(progress(info), now, limit, &mut fresh);
+            if waits.asked.get() {
+                by = by.max(plus(now, self.limits.tick(strain)));
+            }
             next = next.min(self.due_of(&mut mark, by, now, CloseReason::Idle)?);
             *self.as_mut().project().idle = mark;
         }

@@ -12,9 +12,10 @@
 //! ```
 //!
 //! The span is a root: it is nobody's child. A span that a handler makes is its child, as usual, and keeps it
-//! open; one that is to outlive the connection is made with `parent: None`. Fields: `conn`, `peer`, `listener`,
-//! `announced`, the client that a trusted proxy named, once it has, and of a connection that is encrypted `tls` (the
-//! version), `alpn` and `sni`.
+//! open; one that is to outlive the connection is made with `parent: None`. Fields: `conn`, `peer`, `listener`, and of
+//! a connection that is encrypted `tls` (the version), `alpn` and `sni`. Behind a proxy that is trusted both ends of it
+//! are there: below the PROXY layer `peer` is the client, and `wire_peer` the proxy; above it, where the client is not
+//! known yet, `peer` is the proxy, and `announced` the client once it is.
 //!
 //! The event can serve as the access log. It says `closed` with `reason`, `read`, `written` and `seconds`; at
 //! `DEBUG` when the connection ended in order, at `INFO` when a peer was at fault or a limit was hit, at `WARN`
@@ -41,7 +42,11 @@ use std::{
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
-use tracing::{debug, field::Empty, info, info_span, warn};
+use tracing::{
+    debug,
+    field::{Empty, display},
+    info, info_span, warn,
+};
 
 use crate::{
     base::io::{GuardedIo, Io},
@@ -96,11 +101,15 @@ where
             conn = info.id().get(),
             peer = %info.peer(),
             listener = info.listener(),
+            wire_peer = Empty,
             announced = Empty,
             tls = Empty,
             alpn = Empty,
             sni = Empty,
         );
+        if info.peer() != info.wire_peer() {
+            span.record("wire_peer", display(info.wire_peer()));
+        }
         info.set_span(span);
         let closing = Closing {
             info: Arc::clone(&info),

@@ -155,7 +155,10 @@ impl Live {
     fn tell_to_leave(&self) {
         for info in self.mark(|entry, _| {
             let waits = &entry.info.waits;
-            entry.busy = waits.busy.get() || waits.receiving.get() || waits.blocked.get();
+            entry.busy = waits.busy.get()
+                || waits.asked.get()
+                || waits.receiving.get()
+                || waits.blocked.get();
         }) {
             info.ending
                 .tell_to_leave(CloseReason::Drain);

@@ -204,24 +204,22 @@ where
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
 {
+    let live = serve.live;
+    // Whatever way it ends, whoever waits for its report has one.
+    let cut_on_drop = CutOnDrop(Arc::clone(&live));
     require_driver()?;
     if serve.raise_descriptors {
         match descriptors::raise_descriptor_limit() {
             Ok(limit) => {
                 tracing::debug!(limit = limit.soft(), "descriptor limit raised");
-                serve
-                    .live
-                    .passed
-                    .mark(Safeguard::Descriptors);
+                live.passed.mark(Safeguard::Descriptors);
             }
             Err(error) => tracing::warn!(%error, "descriptor limit not raised"),
         }
     }
     if serve.grace < FOREVER {
-        serve.live.passed.mark(Safeguard::Drain);
+        live.passed.mark(Safeguard::Drain);
     }
-    let live = serve.live;
-    let cut_on_drop = CutOnDrop(Arc::clone(&live));
     // A service may tell by the last of its clones that nothing more will come: none is kept here.
     let service = serve.service;
     let acceptors = serve

@@ -31,6 +31,7 @@ mod guard;
 mod handshakes;
 mod http;
 mod incoming;
+mod incoming_turns;
 mod io;
 mod limit;
 mod limit_per_peer;

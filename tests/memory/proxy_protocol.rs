@@ -242,29 +242,48 @@ async fn what_came_in_place_of_a_header_is_logged_for_whoever_debugs() {
     assert!(!text.contains('\x1b'), "{text}");
 }
 
-#[tokio::test]
-async fn the_span_of_the_connection_has_the_client() {
-    let (log, _on) = Log::start();
-    let stack = ServiceBuilder::new()
-        .layer(TraceLayer::new())
-        .layer(trusting())
-        .service_fn(async |_: Conn<_>| {
-            tracing::info!("at work");
-            Ok::<_, BoxError>(())
-        });
-
+/// What a line that is logged at work says of the connection.
+async fn at_work<S>(stack: S, log: &Log) -> String
+where
+    S: Service<Conn<Script>, Response = (), Error: std::fmt::Debug>,
+{
     stack
         .oneshot(from(Script::new().bytes(LINE), PROXY))
         .await
         .unwrap();
-
     let text = log.text();
-    let at_work = text
+    let line = text
         .lines()
         .find(|line| line.contains("at work"));
-    let at_work = at_work.unwrap();
-    assert!(at_work.contains("peer=10.0.0.1:1"), "{at_work}");
-    assert!(at_work.contains("announced=192.0.2.7:4711"), "{at_work}");
+    line.unwrap().to_owned()
+}
+
+async fn work<I>(_: Conn<I>) -> Result<(), BoxError> {
+    tracing::info!("at work");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_span_of_the_connection_has_both_ends_of_the_proxy_wherever_it_is() {
+    let (log, _on) = Log::start();
+    let above = ServiceBuilder::new()
+        .layer(TraceLayer::new())
+        .layer(trusting())
+        .service_fn(work);
+    let said = at_work(above, &log).await;
+    assert!(said.contains("peer=10.0.0.1:1 "), "{said}");
+    assert!(said.contains("announced=192.0.2.7:4711"), "{said}");
+    assert!(!said.contains("wire_peer"), "{said}");
+
+    let (log, _on) = Log::start();
+    let below = ServiceBuilder::new()
+        .layer(trusting())
+        .layer(TraceLayer::new())
+        .service_fn(work);
+    let said = at_work(below, &log).await;
+    assert!(said.contains("peer=192.0.2.7:4711"), "{said}");
+    assert!(said.contains("wire_peer=10.0.0.1:1"), "{said}");
+    assert!(!said.contains("announced"), "{said}");
 }
 
 // === Who is believed

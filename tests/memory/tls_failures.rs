@@ -90,8 +90,7 @@ impl Ended {
 /// What becomes of a connection that reads this script.
 async fn script(io: Script, limit: Option<usize>) -> Ended {
     let (_, server) = town();
-    let ((meter, layer), metrics) =
-        recorded(|| (MeterLayer::new("tls"), layer(server.serving())));
+    let ((meter, layer), metrics) = recorded(|| (MeterLayer::new("tls"), layer(server.serving())));
     let layer = match limit {
         Some(limit) => layer.max_hello(limit).unwrap(),
         None => layer,
@@ -100,10 +99,9 @@ async fn script(io: Script, limit: Option<usize>) -> Ended {
     let ended = Ended::of(info, served, metrics).await;
     // Whoever is above is told the same, wherever in the handshake the stream was when it ended.
     let reason = ended.reason.unwrap().label();
-    let closed = ended.metrics.of(
-        "tower_net_connections_closed_total",
-        &[("reason", reason)],
-    );
+    let closed = ended
+        .metrics
+        .of("tower_net_connections_closed_total", &[("reason", reason)]);
     assert_eq!(closed, 1.0, "{reason}");
     ended
 }

@@ -175,7 +175,9 @@ async fn who_makes_room_after_its_hello_is_counted_for_that_by_a_meter_above() {
     let (meter, metrics) = recorded(|| MeterLayer::new("tls"));
     let (near, mut far) = duplex(64 * 1024);
     let (_, served) = serve(near, meter.layer(layer.layer(service_fn(echo))));
-    far.write_all(&hello(&authority)).await.unwrap();
+    far.write_all(&hello(&authority))
+        .await
+        .unwrap();
     sleep(secs(2)).await;
 
     let (_other_far, _, _other_served) = open(&layer);
@@ -183,7 +185,10 @@ async fn who_makes_room_after_its_hello_is_counted_for_that_by_a_meter_above() {
     assert_eq!(failure_of(served.await.unwrap()), HandshakeFailure::Evicted);
     let limit = [("reason", "handshake_limit")];
     let name = "tower_net_connections_closed_total";
-    assert_eq!((metrics.of(name, &limit), metrics.of(name, &[])), (1.0, 1.0));
+    assert_eq!(
+        (metrics.of(name, &limit), metrics.of(name, &[])),
+        (1.0, 1.0)
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,14 +23,9 @@ use std::{
     future::pending,
     io::{self, Write},
     process::ExitCode,
-    time::Duration,
 };
 
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::Notify,
-    time::sleep,
-};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_rustls::rustls::crypto::ring;
 use tonic::transport::Server;
 use tower_net::{
@@ -104,26 +99,21 @@ async fn serve<I: Io>(
         local => format!("listening tcp {local}"),
     })?;
 
-    let (handle, draining) = (incoming.handle(), Notify::new());
+    let (handle, closing) = (incoming.handle(), incoming.closing());
     let on_signals = async {
         signals.next().await;
-        // No more comes in: tonic tells its connections once those that are queued are with it.
+        // Tonic tells its connections once those that are queued are with it.
         handle.shutdown();
-        draining.notify_one();
         signals.next().await;
         handle.cut();
         pending::<Infallible>().await
-    };
-    let told = async {
-        draining.notified().await;
-        sleep(QUEUED).await;
     };
     let serving = async {
         Server::builder()
             .max_concurrent_streams(flags.streams)
             .http2_keepalive_interval(flags.ping)
             .add_service(TalkServer::new(Talk))
-            .serve_with_incoming_shutdown(&mut incoming, told)
+            .serve_with_incoming_shutdown(&mut incoming, closing)
             .await?;
         Ok(incoming.report().await?)
     };
@@ -132,9 +122,6 @@ async fn serve<I: Io>(
         never = on_signals => match never {},
     }
 }
-
-/// Until tonic tells its connections even if a handshake, begun before the drain, has not ended.
-const QUEUED: Duration = Duration::from_secs(1);
 
 /// SIGTERM and SIGINT, one after the other as they come.
 struct Signals {

@@ -60,8 +60,8 @@
 //!
 //! # Cost
 //!
-//! Two allocations a connection: what looks, until it has found; and the future of a route, whose type is
-//! forgotten. The layered service has the first only.
+//! A few small allocations a connection: the bytes that were read, what looks until it has found, what it found; and
+//! of a route its future, whose type is forgotten.
 //!
 //! # Readiness
 //!

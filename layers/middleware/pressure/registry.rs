@@ -199,7 +199,8 @@ impl Registry {
 /// Waits for its peer and for nothing else, as far as a watch can see.
 fn is_idle(info: &ConnInfo) -> bool {
     let waits = &info.waits;
-    waits.watched.get() && waits.is_idle() && !waits.receiving.get()
+    let at_work = waits.receiving.get() || waits.asked.get();
+    waits.watched.get() && waits.is_idle() && !at_work
 }
 
 /// Its first byte is waited for.

@@ -295,7 +295,6 @@ async fn take_header<I: Io>(
     let (problem, reason, outcome) = match taken {
         Ok(Ok((header, length))) => {
             debug_assert_eq!(length, seen.len(), "a byte behind the header was taken");
-            ticket.heard();
             settings.accept(&info, header, believe);
             return Ok(conn);
         }

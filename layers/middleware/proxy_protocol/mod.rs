@@ -1,6 +1,6 @@
 //! The PROXY protocol, versions 1 and 2: what a proxy says of the client it forwards, in front of all else.
 //!
-//! **Where it goes**: below meter, connection limit and trace, above TLS and everything that asks who the
+//! **Where it goes**: below meter and connection limit, above trace, TLS and everything that asks who the
 //! [`peer`](crate::ConnInfo::peer) is: what is above sees the proxy, what is below the client. A layer that limits or
 //! filters by peer goes below it, and is blind to clients above it.
 //!

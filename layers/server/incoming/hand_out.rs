@@ -30,8 +30,20 @@ use crate::{
 
 /// A connection on its way from the stack to whoever claims it.
 pub(super) struct Arrival<I> {
-    pub(super) io: IncomingIo<I>,
+    io: IncomingIo<I>,
     _place: OwnedSemaphorePermit,
+}
+
+impl<I> Arrival<I> {
+    /// Somebody serves it from now on.
+    pub(super) fn claim(self) -> IncomingIo<I> {
+        self.io
+            .info()
+            .waits
+            .unclaimed
+            .set(false);
+        self.io
+    }
 }
 
 /// The innermost service of an [`Incoming`](crate::Incoming): hands a connection out, and lives until its stream is dropped.
@@ -86,6 +98,7 @@ impl<I: Io> Service<Conn<I>> for HandOut<I> {
         let limit = limit.unwrap_or(Duration::MAX);
         let info = Arc::clone(conn.info());
         info.handshakes_done();
+        info.waits.unclaimed.set(true);
         let (claimed, dropped) = oneshot::channel();
         let io = IncomingIo {
             conn,
@@ -247,7 +260,8 @@ impl<I> IncomingIo<I> {
             self.timed = true;
             let info = self.conn.info();
             let by = plus(info.stamp(now()), self.limit);
-            info.waits.receiving.set(true);
+            // A handler may be at work, or a head on its way: neither is idle, and only the one has a rate.
+            info.waits.asked.set(true);
             info.waits.request_by.set(by);
             if info.waits.must_tell_of(by) {
                 // The watch is on another task, and does not know yet.
@@ -256,12 +270,16 @@ impl<I> IncomingIo<I> {
         }
     }
 
-    fn wrote(&mut self, written: &Poll<io::Result<usize>>) {
+    fn wrote(&mut self, written: &Poll<io::Result<usize>>, first: &[u8]) {
         if let Poll::Ready(Ok(1..)) = written {
+            if self.heard && first.starts_with(SWITCHING) {
+                // From here on either may speak as it likes.
+                self.limit = Duration::MAX;
+            }
             self.heard = false;
             if std::mem::take(&mut self.timed) {
                 let waits = &self.conn.info().waits;
-                waits.receiving.set(false);
+                waits.asked.set(false);
                 waits.request_by.clear();
             }
         }
@@ -297,7 +315,7 @@ impl<I: Io> AsyncWrite for IncomingIo<I> {
     ) -> Poll<io::Result<usize>> {
         self.check()?;
         let written = Pin::new(&mut self.conn).poll_write(cx, buf);
-        self.wrote(&written);
+        self.wrote(&written, buf);
         self.waits(written, cx, false)
     }
 
@@ -308,7 +326,8 @@ impl<I: Io> AsyncWrite for IncomingIo<I> {
     ) -> Poll<io::Result<usize>> {
         self.check()?;
         let written = Pin::new(&mut self.conn).poll_write_vectored(cx, bufs);
-        self.wrote(&written);
+        let first = bufs.iter().find(|buf| !buf.is_empty());
+        self.wrote(&written, first.map_or(&[], |first| first));
         self.waits(written, cx, false)
     }
 
@@ -327,3 +346,6 @@ impl<I: Io> AsyncWrite for IncomingIo<I> {
         self.conn.is_write_vectored()
     }
 }
+
+/// An upgrade (RFC 9110, section 15.2.2), after which requests and answers are none of HTTP's.
+const SWITCHING: &[u8] = b"HTTP/1.1 101";

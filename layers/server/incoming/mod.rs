@@ -17,8 +17,9 @@ use tokio::{
         mpsc::{UnboundedReceiver, unbounded_channel},
     },
     task::JoinHandle,
+    time::sleep,
 };
-use tokio_util::net::Listener;
+use tokio_util::{net::Listener, sync::CancellationToken};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -32,6 +33,7 @@ use crate::{
     conn::{Addr, Conn},
     server::{
         backoff::Backoff,
+        live::Phase,
         report::Report,
         serve::{Serve, ServeError, ServeFuture, Server, ServerHandle},
     },
@@ -70,13 +72,15 @@ use crate::{
 ///
 /// # On drop
 ///
-/// Nothing more is accepted, every connection is told to leave, and what is open goes on for as long as
-/// [`drain_for`](Self::drain_for) allows, on the task of its own.
+/// Nothing more is handed out: what is queued is closed, every connection is told to leave, and what is open goes on
+/// for as long as [`drain_for`](Self::drain_for) allows, on the task of its own.
 pub struct Incoming<I> {
     arriving: UnboundedReceiver<Arrival<I>>,
     places: Arc<Semaphore>,
     request: Arc<OnceLock<Duration>>,
     handle: ServerHandle,
+    /// Nothing more will be handed out.
+    over: CancellationToken,
     local: io::Result<Addr>,
     state: State,
 }
@@ -128,6 +132,7 @@ where
             places,
             request,
             handle: serve.handle(),
+            over: CancellationToken::new(),
             local,
             state: State::Fresh(Box::new(Fresh {
                 settings: Settings {
@@ -234,6 +239,43 @@ impl<I> Incoming<I> {
         self.handle.clone()
     }
 
+    /// Ready when whoever takes the connections should begin to shut down itself: there are no more to
+    /// [accept](Self::accept), since the drain has handed out what was queued, or the listener failed; or a handshake
+    /// that began before the drain is not done a second later.
+    ///
+    /// What `axum::serve` and tonic take for a graceful shutdown. The signal goes
+    /// [here](Self::with_graceful_shutdown), so that nobody in the queue is lost to it:
+    ///
+    /// ```no_run
+    /// # use tower_net::{Server, listen::Tcp};
+    /// # use tower_layer::Identity;
+    /// # async fn signal() {}
+    /// # #[cfg(feature = "axum")]
+    /// # async fn run(app: axum::Router) -> std::io::Result<()> {
+    /// let incoming = Server::new(Tcp::bind("127.0.0.1:3000").await?)
+    ///     .incoming(Identity::new())
+    ///     .with_graceful_shutdown(signal());
+    /// let closing = incoming.closing();
+    /// axum::serve(incoming.for_axum(), app)
+    ///     .with_graceful_shutdown(closing)
+    ///     .await
+    /// # }
+    /// ```
+    pub fn closing(&self) -> impl Future<Output = ()> + Send + 'static + use<I> {
+        let over = self.over.clone();
+        let live = Arc::clone(&self.handle.live);
+        async move {
+            let late = async {
+                live.reached(Phase::Draining).await;
+                sleep(LAST_HANDSHAKE).await;
+            };
+            tokio::select! {
+                () = over.cancelled() => {}
+                () = late => {}
+            }
+        }
+    }
+
     /// The address of the first listener, with the port the system chose.
     ///
     /// # Errors
@@ -263,7 +305,10 @@ impl<I> Incoming<I> {
     pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<IncomingIo<I>>> {
         self.start();
         let arrival = ready!(self.arriving.poll_recv(cx));
-        Poll::Ready(arrival.map(|arrival| arrival.io))
+        if arrival.is_none() {
+            self.over.cancel();
+        }
+        Poll::Ready(arrival.map(Arrival::claim))
     }
 
     /// Begins to accept, if it has not begun.
@@ -318,6 +363,7 @@ impl<I> Incoming<I> {
 
 impl<I> Drop for Incoming<I> {
     fn drop(&mut self) {
+        self.over.cancel();
         self.handle.shutdown();
     }
 }
@@ -342,6 +388,9 @@ impl<I> fmt::Debug for Incoming<I> {
             .finish_non_exhaustive()
     }
 }
+
+/// Longer than a handshake takes on most lines, and little of a drain: the others are not told before it.
+const LAST_HANDSHAKE: Duration = Duration::from_secs(1);
 
 /// What a consumer takes in a moment; more would only wait for it where nobody sees them.
 const UNCLAIMED: usize = 64;

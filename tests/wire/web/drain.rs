@@ -78,9 +78,11 @@ fn a_request_in_flight_is_answered() {
     for example in ["axum_guarded", "axum_stack"] {
         let site = Site::start(example, "");
         let mut slow = site.client();
-        slow.send("GET /slow/1000 HTTP/1.1\r\nhost: localhost\r\n\r\nGET /");
-        // The head is there, and is worked on.
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        // In one write: once the first is answered, the second is worked on.
+        let both = ["/", "/slow/1000"]
+            .map(|path| format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n"));
+        slow.send(both.concat());
+        slow.hear_until(b"hello\n");
 
         let (report, code) = site.drained();
 

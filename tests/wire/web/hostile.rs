@@ -66,9 +66,6 @@ fn all_are_closed(site: Site, preface: &str) {
     assert_eq!((&report["closed"], code), (&expected, 0));
 }
 
-// A preface is answered with our settings at once. Where only bytes are seen it has had its answer, and is idle then;
-// whoever knows HTTP knows that no request has come.
-
 /// What a client does before it falls silent.
 type Bad = fn(&mut Client);
 
