@@ -29,7 +29,8 @@ pub(crate) const HELP: &str = "\
   GET /bytes/N          so many bytes
   GET /slow/MS          a greeting that takes so long
   GET /events           an event every 100 ms, without end
-  /ws                   a WebSocket that echoes";
+  /ws                   a WebSocket that echoes
+  /ws/count             a WebSocket that counts to three, and ends";
 
 pub(crate) fn router() -> Router {
     Router::new()
@@ -41,6 +42,7 @@ pub(crate) fn router() -> Router {
         .route("/slow/{millis}", get(slow))
         .route("/events", get(events))
         .route("/ws", any(websocket))
+        .route("/ws/count", any(count))
 }
 
 async fn whoami(ConnectInfo(peer): ConnectInfo<SocketAddr>, version: Version) -> String {
@@ -87,6 +89,17 @@ async fn events() -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
 /// Under `HttpLayer` every request has the handle to its connection, and the socket hears of a drain through it.
 async fn websocket(upgrade: WebSocketUpgrade, conn: Option<Extension<ConnHandle>>) -> Response {
     upgrade.on_upgrade(async |socket| echo(socket, conn.map(|Extension(conn)| conn)).await)
+}
+
+async fn count(upgrade: WebSocketUpgrade) -> Response {
+    upgrade.on_upgrade(async |mut socket| {
+        for number in 1..=3 {
+            let message = Message::from(number.to_string());
+            if socket.send(message).await.is_err() {
+                return;
+            }
+        }
+    })
 }
 
 /// Echoes, and says goodbye when it is told to leave.

@@ -108,7 +108,7 @@ impl ConnInfo {
     /// What it is doing, in a word, for reports.
     pub(crate) fn phase(&self) -> &'static str {
         let waits = &self.waits;
-        if waits.blocked.get() {
+        if waits.is_stalled() {
             "writing"
         } else if waits.busy.get() || waits.asked.get() {
             "handling"

@@ -66,7 +66,7 @@ impl Rates {
         if !waits.receiving.get() || self.incoming.turn != waits.turn.load(Relaxed) {
             self.incoming = Window::NONE;
         }
-        if !waits.blocked.get() {
+        if !waits.is_stalled() {
             self.outgoing = Window::NONE;
         }
     }
@@ -74,7 +74,7 @@ impl Rates {
     /// Whether something moves, or should, that has no window yet.
     pub(crate) fn must_look(&self, waits: &Waits, limits: &Limits) -> bool {
         (limits.min_rate_in > 0 && waits.receiving.get() && self.incoming.is_none())
-            || (limits.min_rate_out > 0 && waits.blocked.get() && self.outgoing.is_none())
+            || (limits.min_rate_out > 0 && waits.is_stalled() && self.outgoing.is_none())
     }
 
     /// When to look next; `Err` if bytes have moved too slowly. What is spared is not too slow again before it
@@ -95,7 +95,7 @@ impl Rates {
                 .incoming
                 .open(turn, waits.moved_in(), now, span);
         }
-        if limits.min_rate_out > 0 && waits.blocked.get() {
+        if limits.min_rate_out > 0 && waits.is_stalled() {
             self.outgoing
                 .judge(waits.moved_out(), now, limits.min_rate_out, limits)?;
             next = next.min(

@@ -37,6 +37,18 @@ impl Turn {
         Self::enter(cx, info, false)
     }
 
+    /// The turn of a connection's handler that is polled by a task of its own. What it says of the connection it says
+    /// of its own request; no stream that it polls is seen to.
+    pub(crate) fn lend(info: &ConnInfo) -> Self {
+        Self {
+            outer: TURN.replace(Whose {
+                conn: info,
+                waker: ptr::null(),
+                kept: false,
+            }),
+        }
+    }
+
     fn enter(cx: &Context<'_>, info: &ConnInfo, kept: bool) -> Self {
         Self {
             outer: TURN.replace(Whose {

@@ -44,6 +44,10 @@ pub(crate) struct Waits {
     pub(crate) reading: Flag,
     /// A write, flush or shutdown is pending.
     pub(crate) blocked: Flag,
+    /// Bytes are ready that the peer has given no room for, by a window of the protocol's own.
+    pub(crate) held_back: Flag,
+    /// How often the peer has given such room.
+    pub(crate) room_given: AtomicU64,
     /// A request is being worked on.
     pub(crate) busy: Flag,
     /// A request has come in part.
@@ -96,6 +100,8 @@ impl Waits {
             turn: AtomicU64::new(0),
             reading: Flag::default(),
             blocked: Flag::default(),
+            held_back: Flag::default(),
+            room_given: AtomicU64::new(0),
             busy: Flag::default(),
             receiving: Flag::default(),
             driven: Flag::default(),
@@ -136,6 +142,22 @@ impl Waits {
     pub(crate) fn move_out(&self, bytes: u64) {
         self.moved_out
             .store(self.moved_out() + bytes, Relaxed);
+    }
+
+    /// Waiting for the peer to take something.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.blocked.get() || self.held_back.get()
+    }
+
+    /// What changes as the peer takes something: bytes that are written while a write waits, else the room that it
+    /// gives. (Where only that is missing, what is written is not what waits.)
+    pub(crate) fn taken(&self) -> u64 {
+        // Told apart by the highest bit, and never the mark of nothing seen.
+        if self.blocked.get() {
+            self.moved_out() & (u64::MAX >> 1)
+        } else {
+            self.room_given.load(Relaxed) | !(u64::MAX >> 1)
+        }
     }
 
     /// Waiting for the peer and for nothing else.

@@ -208,7 +208,7 @@ impl Watch {
         if !waits.is_idle() {
             *this.idle = Mark::NONE;
         }
-        if !waits.blocked.get() {
+        if !waits.is_stalled() {
             *this.stall = Mark::NONE;
         }
         if let Some(rates) = this.rates {
@@ -245,7 +245,7 @@ impl Watch {
             if self.times_idle(info) && self.idle.seen != progress(info) {
                 return true;
             }
-            if self.times_stall(info) && self.stall.seen != waits.moved_out() {
+            if self.times_stall(info) && self.stall.seen != waits.taken() {
                 return true;
             }
         }
@@ -260,7 +260,7 @@ impl Watch {
     }
 
     fn times_stall(&self, info: &ConnInfo) -> bool {
-        self.limits.write_stall != Duration::MAX && info.waits.blocked.get()
+        self.limits.write_stall != Duration::MAX && info.waits.is_stalled()
     }
 
     /// Looks at every wait: what is over, or when to look next.
@@ -313,7 +313,7 @@ impl Watch {
         }
         if self.times_stall(info) {
             let (mut mark, limit) = (self.stall, self.limits.write_stall);
-            let by = mark.over_by(waits.moved_out(), now, limit, &mut fresh);
+            let by = mark.over_by(waits.taken(), now, limit, &mut fresh);
             next = next.min(self.due_of(&mut mark, by, now, CloseReason::WriteStall)?);
             *self.as_mut().project().stall = mark;
         }

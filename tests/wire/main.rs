@@ -13,6 +13,7 @@ mod drain;
 mod echo;
 mod frames;
 mod guard;
+mod http;
 mod kernel;
 mod limit;
 mod listen;

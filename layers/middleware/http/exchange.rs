@@ -1,22 +1,32 @@
 //! What a connection's requests are at, shared by its stream, its handlers and its task.
 
-use std::sync::{
-    Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
-use crate::middleware::http::progress::Progress;
+use crate::{
+    conn::{CloseReason, ConnInfo},
+    middleware::http::progress::{BodyLength, Partial, Progress},
+};
 
 /// The requests of one connection. The stream's bytes are followed only until it is upgraded.
 #[derive(Debug)]
 pub(super) struct Exchange {
     progress: Mutex<Progress>,
-    /// HTTP/1: bytes have come since the last request was taken.
-    begun: AtomicBool,
     /// Requests taken so far.
     taken: AtomicU64,
     /// Requests whose response is not over.
     open: AtomicUsize,
+    /// Responses of HTTP/2 that have a part ready for which the peer gives no room, as far as is known.
+    held_back: AtomicUsize,
+    /// Parts of such that went on their way.
+    sent: AtomicU64,
+    /// Time that was given to all that is under way, in nanoseconds.
+    given: AtomicU64,
     /// The peer has ended its side.
     ended: AtomicBool,
     /// Hyper is done, and whoever it was upgraded for has the stream.
@@ -27,13 +37,23 @@ pub(super) struct Exchange {
     body: AtomicBool,
 }
 
+/// What a connection waits for, as its requests have it.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) partial: Option<Partial>,
+    /// How often the peer has given room, if it gives none.
+    pub(super) held_back: Option<u64>,
+}
+
 impl Exchange {
     pub(super) fn new() -> Self {
         Self {
             progress: Mutex::new(Progress::new()),
-            begun: AtomicBool::new(false),
             taken: AtomicU64::new(0),
             open: AtomicUsize::new(0),
+            held_back: AtomicUsize::new(0),
+            sent: AtomicU64::new(0),
+            given: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
             unread: AtomicBool::new(false),
@@ -46,29 +66,63 @@ impl Exchange {
         if bytes.is_empty() {
             self.ended.fetch_or(had_room, Relaxed);
         } else if !self.upgraded.load(Relaxed) {
-            self.begun.store(true, Relaxed);
             self.progress().read(bytes);
         }
     }
 
     /// The head of a request is here; a body may follow.
-    pub(super) fn take(&self, body: bool) {
-        self.body.store(body, Relaxed);
-        self.begun.store(false, Relaxed);
+    pub(super) fn take(&self, body: BodyLength) {
+        self.body
+            .store(body != BodyLength::None, Relaxed);
+        self.progress().take(body);
         self.taken.fetch_add(1, Relaxed);
         self.open.fetch_add(1, Relaxed);
     }
 
-    /// A response is over. What came meanwhile was the body of its request; of a request in line behind it, which
-    /// hyper has by now if it is whole, more will be heard.
+    /// A response is over.
     pub(super) fn end(&self) {
-        self.begun.store(false, Relaxed);
         self.open.fetch_sub(1, Relaxed);
+    }
+
+    /// A response has a part ready, which waits for the peer; whether it is the first that does.
+    pub(super) fn hold_back(&self) -> bool {
+        self.held_back.fetch_add(1, Relaxed) == 0
+    }
+
+    /// The peer has taken that.
+    pub(super) fn let_go(&self) {
+        self.held_back.fetch_sub(1, Relaxed);
+        self.sent.fetch_add(1, Relaxed);
+    }
+
+    /// How much time, in nanoseconds, was ever given to what is under way: also what was just said to the connection.
+    pub(super) fn given(&self, info: &ConnInfo) -> u64 {
+        let Some(extra) = info.waits.take_extra() else {
+            return self.given.load(Relaxed);
+        };
+        let extra = u64::try_from(extra.as_nanos()).unwrap_or(u64::MAX);
+        let before = self.given.fetch_add(extra, Relaxed);
+        before.wrapping_add(extra)
+    }
+
+    /// The time that was given since `before`, which this renews.
+    pub(super) fn given_since(&self, before: &mut u64, info: &ConnInfo) -> Duration {
+        let given = self.given(info);
+        Duration::from_nanos(given.wrapping_sub(std::mem::replace(before, given)))
     }
 
     /// The stream is hyper's no more.
     pub(super) fn upgrade(&self) {
         self.upgraded.store(true, Relaxed);
+    }
+
+    /// The reason that a connection ends with that ends well.
+    pub(super) fn reason(&self, info: &ConnInfo) -> CloseReason {
+        match info.ending.leaving() {
+            Some(reason) => reason,
+            None if self.has_ended() => CloseReason::Peer,
+            None => CloseReason::Served,
+        }
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -79,34 +133,36 @@ impl Exchange {
         self.unread.store(unread, Relaxed);
     }
 
-    pub(super) fn has_unread(&self) -> bool {
-        self.unread.load(Relaxed)
+    /// Bytes of a request are here that has not been taken: there is more to come before it can be said to be the last.
+    pub(super) fn has_more(&self) -> bool {
+        self.unread.load(Relaxed) || self.progress().has_begun()
     }
 
     /// Whether the peer may still be sending when the last response is written.
-    pub(super) fn must_linger(&self) -> bool {
+    pub(super) fn has_body(&self) -> bool {
         self.body.load(Relaxed)
-    }
-
-    pub(super) fn taken(&self) -> u64 {
-        self.taken.load(Relaxed)
     }
 
     pub(super) fn is_busy(&self) -> bool {
         self.open.load(Relaxed) > 0
     }
 
-    /// A head, or a frame, is here in part; or HTTP/2 has begun, and no request has come yet.
-    pub(super) fn is_receiving(&self) -> bool {
+    pub(super) fn waiting(&self) -> Waiting {
         if self.upgraded.load(Relaxed) {
-            return false;
+            return Waiting {
+                partial: None,
+                held_back: None,
+            };
         }
         let progress = self.progress();
-        if progress.is_http2() {
-            return progress.is_partial() || self.taken() == 0;
+        Waiting {
+            partial: progress.partial(self.taken.load(Relaxed), self.is_busy()),
+            held_back: (self.held_back.load(Relaxed) > 0).then(|| {
+                progress
+                    .room_given()
+                    .wrapping_add(self.sent.load(Relaxed))
+            }),
         }
-        // What comes while a request is worked on is its body, or the next one in line.
-        progress.is_partial() || (self.begun.load(Relaxed) && !self.is_busy())
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {

@@ -30,27 +30,48 @@
 //! | limit | default | begins | reset by | does not cover |
 //! |---|---|---|---|---|
 //! | first byte | 3 s | as [`deadline`](crate::deadline) has it | nothing | |
-//! | [head](Http::head_deadline) | 10 s | when the rest of a head is first waited for; for HTTP/2 also of a frame, and after the preface of the first request | nothing | bodies |
+//! | [head](Http::head_deadline) | 10 s | when the rest of a head is first waited for; for HTTP/2 also of a frame, and of the preface and SETTINGS | nothing | bodies |
 //! | [handler](Http::handler_deadline) | 30 s | when the handler first waits | nothing | the body of a response |
 //! | idle | 90 s | as [`deadline`](crate::deadline) has it | any byte | a request whose response is not over |
+//! | write stall | 30 s | as [`deadline`](crate::deadline) has it; for HTTP/2 also when part of a response waits for the peer's window | any byte written; any window that is opened | what the kernel has already taken |
 //!
-//! First byte and idle, and the write stall of a client that does not read, are the deadline layer's: without it they have
-//! no limit. A ping on an idle connection of HTTP/2 is no half request.
+//! First byte, idle and write stall are the deadline layer's: without it they have no limit. A connection of HTTP/2 that is
+//! opened ahead of its first request is idle once its SETTINGS are here. A ping on an idle connection is no half request,
+//! and on one that takes nothing it is no window.
+//!
+//! A body that is still arriving when its response is over (the handler has given it to a task) has the idle timeout.
+//! Behind a body of HTTP/1 in chunks with trailers, so has the next head.
+//!
+//! A handler finds its deadline as [`Deadline::current`](crate::Deadline::current), and moves it by
+//! [`extend`](crate::ConnInfo::extend); while the deadlines are [stopped](crate::ConnInfo::suspend), so is its own.
+//! It notices that they run again up to a sixteenth of its limit late.
+//!
+//! # Dry run
+//!
+//! With [`Http::dry_run`] a head or handler that is late adds one to `tower_net_dry_run_total{reason}`, once each, and
+//! goes on.
 //!
 //! # How it ends
 //!
 //! | what happens | what it does | reason |
 //! |---|---|---|
-//! | the peer ends | what was asked is answered | `peer` |
+//! | the peer ends | the connection is closed, and handlers under way are dropped | `peer` |
 //! | a head is late | the connection is closed | `request` |
-//! | a handler is late | `503`, and for HTTP/1 an orderly close | |
+//! | a handler is late | `503`, and for HTTP/1 an orderly close | `handler` |
 //! | a handler fails | the connection is closed, or for HTTP/2 its stream reset | `error` |
-//! | what is no HTTP | `400` where there is a way, and a close | `protocol` |
-//! | the notice to leave | idle: at once; else `connection: close` or GOAWAY, and responses under way are finished | `drain`, `age` |
+//! | a handler panics | the same; for HTTP/2 with a warning, since the connection goes on | `panic` |
+//! | what is no HTTP | `400` or GOAWAY where there is a way, and a close | `protocol` |
+//! | the notice to leave | idle: at once, for HTTP/2 after GOAWAY and one round trip; else `connection: close` or GOAWAY, and responses under way are finished, and that to a head that is here in part | `drain`, `age` |
 //! | an upgrade | the connection lives until the stream that was upgraded is dropped, and is told and cut as any other | |
 //!
-//! After the last response to a request with a body it reads on and discards for a moment, so that no reset eats the
-//! response.
+//! A peer that ends only its own side cannot be told from one that has gone. A client of HTTP/1 that sends a request, shuts
+//! its side and waits is answered only if hyper is [told](Http::http1) so, by `half_close(true)`. Then a handler goes on for
+//! clients that have gone, until its deadline, and a response that streams until the next write fails.
+//!
+//! After the last response to a request with a body, or where more has arrived than was read, it reads on and discards for a
+//! moment, so that no reset eats the response. All is said by then: a drain whose time is up meanwhile has cut nobody.
+//!
+//! Every request is counted once: `ok` when its response begins, else `failed`, also when nobody waits for it any more.
 //!
 //! # Readiness
 //!
@@ -66,15 +87,20 @@
 //! allowed (200 by default), are tasks that end when they next touch it.
 
 mod call;
+mod error;
 mod exchange;
+mod frames;
+mod messages;
 mod metrics;
+mod patience;
 mod progress;
 mod serve;
 mod settings;
 mod stream;
 
 pub use self::{
-    serve::{HttpError, HttpFuture, HttpLayer, HttpService},
+    error::HttpError,
+    serve::{HttpFuture, HttpLayer, HttpService},
     settings::Http,
     stream::HttpIo,
 };

@@ -1,10 +1,8 @@
 use std::{
-    error::Error,
     fmt,
     future::poll_fn,
-    io,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
@@ -22,18 +20,22 @@ use tower_service::Service;
 
 use crate::{
     base::{
-        error::{BoxError, ConfigError, find},
+        error::{BoxError, ConfigError},
         io::{Io, Linger, RewoundIo, has_unread, linger},
         time::{KeepsTime, now},
     },
     conn::{
-        CloseReason, Conn, ConnInfo, Safeguard,
+        CloseReason, Conn, ConnInfo,
         turn::Turn,
-        waits::plus,
+        waits::{Late, plus},
         watch::{Limits, Verdict, Watch},
     },
     middleware::http::{
-        Http, HttpIo, call::Handler, exchange::Exchange, metrics::Metrics, progress::PREFACE,
+        Http, HttpError, HttpIo,
+        call::Handler,
+        exchange::Exchange,
+        metrics::Metrics,
+        progress::{PREFACE, Partial},
     },
 };
 
@@ -66,7 +68,7 @@ impl HttpLayer {
     fn unchecked(settings: Http) -> Self {
         Self {
             shared: Arc::new(Shared {
-                metrics: Metrics::new(&settings.service),
+                metrics: Metrics::new(&settings.service, settings.dry_run),
                 settings,
                 no_limits: Arc::new(Limits::NONE),
                 keeps_time: KeepsTime::default(),
@@ -125,9 +127,13 @@ where
     fn call(&mut self, conn: Conn<I>) -> HttpFuture {
         let info = Arc::clone(conn.info());
         info.handshakes_done();
-        for safeguard in [Safeguard::FrameCap, Safeguard::Request, Safeguard::Handler] {
+        for safeguard in self.shared.settings.safeguards() {
             info.passed.mark(safeguard);
         }
+        // A head that is late is only counted in a dry run, which is for this to do.
+        info.waits
+            .driven
+            .set(self.shared.settings.dry_run);
         // With a watch above, the deadlines of requests are kept there: one timer a connection.
         let watched = info.waits.watched.get();
         let limits = &self.shared.no_limits;
@@ -145,6 +151,7 @@ where
             info,
             shared: Arc::clone(&self.shared),
             timed: None,
+            given: 0,
         }
     }
 }
@@ -160,8 +167,10 @@ pin_project! {
         exchange: Arc<Exchange>,
         info: Arc<ConnInfo>,
         shared: Arc<Shared>,
-        // Of which request the head is timed, by how many were taken before it.
-        timed: Option<u64>,
+        // What is timed.
+        timed: Option<Partial>,
+        // The time that was given to it, and all else, so far.
+        given: u64,
     }
 }
 
@@ -178,11 +187,7 @@ impl Future for HttpFuture {
             if let Poll::Ready(served) = serving.as_mut().poll(cx) {
                 info.end_with(match &served {
                     Err(error) => error.reason(),
-                    Ok(()) => match info.ending.leaving() {
-                        Some(reason) => reason,
-                        None if self.exchange.has_ended() => CloseReason::Peer,
-                        None => CloseReason::Served,
-                    },
+                    Ok(()) => self.exchange.reason(&info),
                 });
                 return Poll::Ready(served.map_err(Into::into));
             }
@@ -208,13 +213,29 @@ impl HttpFuture {
     fn park(self: Pin<&mut Self>) {
         let this = self.project();
         let waits = &this.info.waits;
+        if waits.take_late(Late::Request) {
+            this.shared
+                .metrics
+                .spares(CloseReason::Request);
+        }
+        let more = this
+            .exchange
+            .given_since(this.given, this.info);
+        waits.request_by.extend(more);
         waits.busy.set(this.exchange.is_busy());
-        let receiving = this.exchange.is_receiving();
-        waits.receiving.set(receiving);
-        let next = Some(this.exchange.taken()).filter(|_| receiving);
-        if *this.timed != next {
-            *this.timed = next;
-            if next.is_some() {
+        let waiting = this.exchange.waiting();
+        waits
+            .held_back
+            .set(waiting.held_back.is_some());
+        if let Some(room) = waiting.held_back {
+            waits.room_given.store(room, Relaxed);
+        }
+        waits
+            .receiving
+            .set(waiting.partial.is_some());
+        if *this.timed != waiting.partial {
+            *this.timed = waiting.partial;
+            if waiting.partial.is_some() {
                 let limit = this.shared.settings.head;
                 let by = plus(this.info.stamp(now()), limit);
                 waits.request_by.set(by);
@@ -276,7 +297,11 @@ where
     exchange.upgrade();
     // It comes back when hyper is done with it, or whoever it was upgraded for.
     if let Ok(conn) = returned.await {
-        if exchange.must_linger() && served.is_ok() {
+        // Of a peer that sends ahead, requests may be here that nobody will read.
+        let may_send = served.is_ok() && !exchange.has_ended();
+        if may_send && (exchange.has_body() || has_unread(&conn)) {
+            // All is said: whatever ends it now is not what it ends for.
+            info.end_with(exchange.reason(&info));
             // A peer that has gone meanwhile has nothing more to lose.
             let _gone = linger(
                 conn,
@@ -340,7 +365,8 @@ where
             if polled.is_ready() || told || !info.is_leaving() {
                 return polled;
             }
-            if !exchange.is_busy() && exchange.has_unread() {
+            if !exchange.is_busy() && exchange.has_more() {
+                // One more request: it is answered, or late.
                 return Poll::Pending;
             }
             told = true;
@@ -349,83 +375,6 @@ where
     })
     .await
     .map_err(HttpError::hyper)
-}
-
-/// Why a connection that speaks HTTP did not end well.
-#[derive(Debug)]
-pub struct HttpError {
-    reason: CloseReason,
-    source: Source,
-}
-
-#[derive(Debug)]
-enum Source {
-    Protocol(&'static str),
-    Hyper(hyper::Error),
-    Io(io::Error),
-}
-
-impl HttpError {
-    fn protocol(problem: &'static str) -> Self {
-        Self {
-            reason: CloseReason::Protocol,
-            source: Source::Protocol(problem),
-        }
-    }
-
-    fn io(error: io::Error) -> Self {
-        Self {
-            reason: CloseReason::Reset,
-            source: Source::Io(error),
-        }
-    }
-
-    fn hyper(error: hyper::Error) -> Self {
-        let reason = if error.is_parse() || error.is_parse_too_large() {
-            CloseReason::Protocol
-        } else if error.is_user() {
-            CloseReason::Error
-        } else if error.is_incomplete_message() || has_just_ended(&error) {
-            CloseReason::Peer
-        } else {
-            CloseReason::Reset
-        };
-        Self {
-            reason,
-            source: Source::Hyper(error),
-        }
-    }
-
-    /// The reason that the connection ends with.
-    #[must_use]
-    pub fn reason(&self) -> CloseReason {
-        self.reason
-    }
-}
-
-impl fmt::Display for HttpError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.source {
-            Source::Protocol(problem) => write!(f, "HTTP connection {problem}"),
-            Source::Hyper(_) => f.write_str("HTTP connection failed"),
-            Source::Io(_) => f.write_str("stream failed"),
-        }
-    }
-}
-
-impl Error for HttpError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match &self.source {
-            Source::Protocol(_) => None,
-            Source::Hyper(error) => Some(error),
-            Source::Io(error) => Some(error),
-        }
-    }
-}
-
-/// A TLS peer has left without a goodbye.
-fn has_just_ended(error: &hyper::Error) -> bool {
-    find::<io::Error>(error).is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
 }
 
 /// Reserved for the first bytes: a head of a usual size.

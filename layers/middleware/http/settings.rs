@@ -3,7 +3,10 @@ use std::{fmt, time::Duration};
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use crate::base::{error::ConfigError, time::FOREVER};
+use crate::{
+    base::{error::ConfigError, time::FOREVER},
+    conn::{Ambient, Safeguard},
+};
 
 /// How an [`HttpLayer`](crate::http::HttpLayer) treats requests; each setter says what it bounds.
 #[derive(Clone)]
@@ -13,6 +16,7 @@ pub struct Http {
     pub(super) http1: http1::Builder,
     pub(super) http2: http2::Builder<TokioExecutor>,
     pub(super) service: String,
+    pub(super) dry_run: bool,
 }
 
 impl Default for Http {
@@ -30,14 +34,15 @@ impl Default for Http {
             http1,
             http2,
             service: String::new(),
+            dry_run: false,
         }
     }
 }
 
 impl Http {
     /// A request's head must be complete this long after its first byte, however slowly it drips; of HTTP/2 also each
-    /// frame, and the connection's first request after its preface. Begins when the connection first waits for the
-    /// rest of it; nothing resets it. Default: 10 s.
+    /// frame but the data of a body, and at the beginning the preface and SETTINGS. Begins when the connection first waits
+    /// for the rest of it; nothing resets it. Default: 10 s.
     #[must_use]
     pub fn head_deadline(mut self, limit: Duration) -> Self {
         self.head = limit;
@@ -46,8 +51,8 @@ impl Http {
 
     /// A handler must begin its response this long after the head of its request was here, or is answered for with
     /// `503 Service Unavailable`. It bounds how long a body may take that the handler wants whole; the body of a
-    /// response has no limit but those of [`deadline`](crate::deadline). Begins when the handler first waits.
-    /// Default: 30 s.
+    /// response has no limit but those of [`deadline`](crate::deadline). Begins when the handler first waits; the
+    /// handler itself can [extend](crate::ConnInfo::extend) it. Default: 30 s.
     #[must_use]
     pub fn handler_deadline(mut self, limit: Duration) -> Self {
         self.handler = limit;
@@ -77,6 +82,16 @@ impl Http {
         self
     }
 
+    /// Only counts heads and handlers that are late, once each and as `request` and `handler`, in
+    /// `tower_net_dry_run_total`; a handler then sees no [`Deadline`](crate::Deadline) of ours. Default: off.
+    ///
+    /// What bounds memory stays as it is, and is hyper's: the sizes of heads and buffers, and streams at once.
+    #[must_use]
+    pub fn dry_run(mut self, on: bool) -> Self {
+        self.dry_run = on;
+        self
+    }
+
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         for (setting, limit) in [
             ("head_deadline", self.head),
@@ -89,9 +104,33 @@ impl Http {
         Ok(())
     }
 
-    /// `None` if handlers may take for ever.
-    pub(super) fn handler_limit(&self) -> Option<Duration> {
-        Some(self.handler).filter(|limit| *limit < FOREVER)
+    /// When a handler that is called now is due.
+    pub(super) fn handler_due(&self) -> Ambient {
+        if self.dry_run {
+            Ambient::Spared(self.handler)
+        } else {
+            Ambient::Fresh(self.handler)
+        }
+    }
+
+    /// How often to ask whether the deadline of a handler, which is stopped, runs again.
+    pub(super) fn handler_tick(&self) -> Duration {
+        (self.handler / 16).max(Duration::from_millis(1))
+    }
+
+    /// What it keeps a connection from, for the checklist.
+    pub(super) fn safeguards(&self) -> impl Iterator<Item = Safeguard> {
+        // In a dry run they keep nobody from anything.
+        let timed = |limit| if self.dry_run { FOREVER } else { limit };
+        [
+            // Hyper's, which cannot be turned off.
+            (Duration::ZERO, Safeguard::FrameCap),
+            (timed(self.head), Safeguard::Request),
+            (timed(self.handler), Safeguard::Handler),
+        ]
+        .into_iter()
+        .filter(|(limit, _)| *limit < FOREVER)
+        .map(|(_, safeguard)| safeguard)
     }
 }
 
@@ -101,6 +140,7 @@ impl fmt::Debug for Http {
             .field("head", &self.head)
             .field("handler", &self.handler)
             .field("service", &self.service)
+            .field("dry_run", &self.dry_run)
             .finish_non_exhaustive()
     }
 }

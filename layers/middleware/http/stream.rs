@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     base::io::{Io, has_unread},
-    conn::Conn,
+    conn::{CloseReason, Conn, Elapsed, turn::Turn},
     middleware::http::exchange::Exchange,
 };
 
@@ -25,6 +25,8 @@ pub struct HttpIo<I> {
     /// Until the drop.
     conn: Option<Conn<I>>,
     exchange: Arc<Exchange>,
+    /// No layer below sees to it that a connection that is cut fails.
+    alone: bool,
     back: Option<oneshot::Sender<Conn<I>>>,
 }
 
@@ -35,6 +37,7 @@ impl<I> HttpIo<I> {
         back: oneshot::Sender<Conn<I>>,
     ) -> Self {
         Self {
+            alone: !conn.info().waits.watched.get(),
             conn: Some(conn),
             exchange,
             back: Some(back),
@@ -51,6 +54,38 @@ impl<I: Io> HttpIo<I> {
     fn pinned(&mut self) -> Pin<&mut Conn<I>> {
         let conn = self.conn.as_mut();
         Pin::new(conn.expect("only the drop takes it"))
+    }
+
+    /// The error of a connection that was cut.
+    fn check(&self) -> io::Result<()> {
+        let info = self.conn().info();
+        if !self.alone || !info.ending.is_cut() {
+            return Ok(());
+        }
+        let which = info
+            .close_reason()
+            .unwrap_or(CloseReason::Cut);
+        Err(Elapsed::new(which, None).into())
+    }
+
+    /// A pending operation of whoever it was upgraded for hears of a cut.
+    fn waits<T>(
+        &self,
+        result: Poll<io::Result<T>>,
+        cx: &Context<'_>,
+        reads: bool,
+    ) -> Poll<io::Result<T>> {
+        let info = self.conn().info();
+        if !self.alone || result.is_ready() || Turn::is_own(cx, info) {
+            return result;
+        }
+        if reads {
+            info.waits.register_reader(cx.waker());
+        } else {
+            info.waits.register_writer(cx.waker());
+        }
+        self.check()?;
+        Poll::Pending
     }
 }
 
@@ -75,6 +110,7 @@ impl<I: Io> AsyncRead for HttpIo<I> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.check()?;
         let (before, had_room) = (buf.filled().len(), buf.remaining() > 0);
         let read = self.pinned().poll_read(cx, buf);
         match &read {
@@ -89,7 +125,7 @@ impl<I: Io> AsyncRead for HttpIo<I> {
             }
             _ => {}
         }
-        read
+        self.waits(read, cx, true)
     }
 }
 
@@ -99,7 +135,9 @@ impl<I: Io> AsyncWrite for HttpIo<I> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.pinned().poll_write(cx, buf)
+        self.check()?;
+        let written = self.pinned().poll_write(cx, buf);
+        self.waits(written, cx, false)
     }
 
     fn poll_write_vectored(
@@ -107,16 +145,22 @@ impl<I: Io> AsyncWrite for HttpIo<I> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.pinned()
-            .poll_write_vectored(cx, bufs)
+        self.check()?;
+        let written = self
+            .pinned()
+            .poll_write_vectored(cx, bufs);
+        self.waits(written, cx, false)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.pinned().poll_flush(cx)
+        self.check()?;
+        let flushed = self.pinned().poll_flush(cx);
+        self.waits(flushed, cx, false)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.pinned().poll_shutdown(cx)
+        let shut = self.pinned().poll_shutdown(cx);
+        self.waits(shut, cx, false)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -7,6 +7,7 @@ mod one_port;
 mod proxy;
 mod slow;
 mod tools;
+mod upgrade;
 
 use std::{collections::BTreeMap, path::PathBuf};
 

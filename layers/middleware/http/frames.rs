@@ -1,0 +1,201 @@
+//! Where a frame of HTTP/2 ends.
+
+use crate::middleware::http::progress::Partial;
+
+/// Follows the frames that a client sends after its preface (RFC 9113, sections 3.4, 4.1 and 6.2).
+///
+/// What is here in part is the header of a frame, its payload unless that is DATA, or a block of headers that has not
+/// ended; and at the beginning everything, until SETTINGS are here.
+#[derive(Debug)]
+pub(super) struct Frames {
+    header: [u8; 9],
+    /// How much of the header is here.
+    have: u8,
+    /// How much of the payload is still to come.
+    left: u32,
+    /// A block of headers has not ended.
+    block: bool,
+    /// SETTINGS have come, as they must first.
+    opened: bool,
+    /// Frames and blocks that have ended.
+    ended: u64,
+    /// Windows that were opened.
+    room_given: u64,
+}
+
+impl Frames {
+    pub(super) fn new() -> Self {
+        Self {
+            header: [0; 9],
+            have: 0,
+            left: 0,
+            block: false,
+            opened: false,
+            ended: 0,
+            room_given: 0,
+        }
+    }
+
+    pub(super) fn partial(&self) -> Option<Partial> {
+        if !self.opened {
+            return Some(Partial::First);
+        }
+        let has_header = usize::from(self.have) == self.header.len();
+        let in_frame = self.have > 0 && !(has_header && self.kind() == DATA);
+        (in_frame || self.block).then_some(Partial::Frame(self.ended))
+    }
+
+    pub(super) fn room_given(&self) -> u64 {
+        self.room_given
+    }
+
+    pub(super) fn read(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            bytes = self.read_one(bytes);
+        }
+    }
+
+    /// Takes what belongs to the present frame; returns the rest.
+    fn read_one<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let have = usize::from(self.have);
+        if have < self.header.len() {
+            let taken = bytes
+                .len()
+                .min(self.header.len() - have);
+            self.header[have..have + taken].copy_from_slice(&bytes[..taken]);
+            self.have += taken as u8;
+            if have + taken == self.header.len() {
+                let [high, middle, low, ..] = self.header;
+                self.left = u32::from_be_bytes([0, high, middle, low]);
+                self.end_if_complete();
+            }
+            return &bytes[taken..];
+        }
+        let taken = bytes.len().min(self.left as usize);
+        self.left -= taken as u32;
+        self.end_if_complete();
+        &bytes[taken..]
+    }
+
+    fn end_if_complete(&mut self) {
+        if self.left > 0 {
+            return;
+        }
+        self.have = 0;
+        match self.kind() {
+            HEADERS | CONTINUATION => self.block = self.flags() & END_HEADERS == 0,
+            SETTINGS => self.opened |= self.flags() & ACK == 0,
+            WINDOW_UPDATE => self.room_given += 1,
+            _ => {}
+        }
+        // A block is one, of however many frames.
+        self.ended += u64::from(!self.block);
+    }
+
+    fn kind(&self) -> u8 {
+        self.header[3]
+    }
+
+    fn flags(&self) -> u8 {
+        self.header[4]
+    }
+}
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+
+const END_HEADERS: u8 = 4;
+const ACK: u8 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NO_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const PING: &[u8] = b"\0\0\x08\x06\0\0\0\0\0pingping";
+
+    fn opened() -> Frames {
+        let mut frames = Frames::new();
+        frames.read(NO_SETTINGS);
+        frames
+    }
+
+    fn partial_after(pieces: &[&[u8]]) -> Vec<Option<Partial>> {
+        let mut frames = opened();
+        pieces
+            .iter()
+            .map(|piece| {
+                frames.read(piece);
+                frames.partial()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn everything_is_of_the_first_until_settings_are_here() {
+        let mut frames = Frames::new();
+        let answer = [0, 0, 0, 4, 1, 0, 0, 0, 0];
+        for piece in [&answer, PING, &NO_SETTINGS[..8]] {
+            frames.read(piece);
+            assert_eq!(frames.partial(), Some(Partial::First));
+        }
+        frames.read(&NO_SETTINGS[8..]);
+
+        assert_eq!(frames.partial(), None);
+    }
+
+    #[test]
+    fn a_frame_is_partial_until_its_last_byte_however_it_is_split() {
+        let mut frames = opened();
+        for byte in &PING[..PING.len() - 1] {
+            frames.read(&[*byte]);
+            assert_eq!(frames.partial(), Some(Partial::Frame(1)));
+        }
+        frames.read(&PING[PING.len() - 1..]);
+        assert_eq!(frames.partial(), None);
+
+        frames.read(&PING[..1]);
+        assert_eq!(frames.partial(), Some(Partial::Frame(2)));
+    }
+
+    #[test]
+    fn of_data_only_the_header_is_partial() {
+        let data = [0, 0, 3, 0, 0, 0, 0, 0, 1];
+
+        assert_eq!(
+            partial_after(&[&data[..8], &data[8..], b"ab", b"c", &data[..1]]),
+            [
+                Some(Partial::Frame(1)),
+                None,
+                None,
+                None,
+                Some(Partial::Frame(2))
+            ]
+        );
+    }
+
+    #[test]
+    fn headers_are_partial_until_their_block_ends_as_one() {
+        let headers = [0, 0, 1, 1, 0, 0, 0, 0, 1, 7];
+        let more = [0, 0, 1, 9, 0, 0, 0, 0, 1, 7];
+        let last = [0, 0, 0, 9, 4, 0, 0, 0, 1];
+        let first = Some(Partial::Frame(1));
+
+        assert_eq!(
+            partial_after(&[&headers, &more, &last, &more[..1]]),
+            [first, first, None, Some(Partial::Frame(2))]
+        );
+    }
+
+    #[test]
+    fn room_is_given_by_each_window_that_opens() {
+        let mut frames = opened();
+        frames.read(b"\0\0\x04\x08\0\0\0\0\0\0\0\0");
+        assert_eq!(frames.room_given(), 0);
+        frames.read(b"\x01");
+        assert_eq!(frames.room_given(), 1);
+    }
+}
