@@ -39,6 +39,7 @@ impl Turn {
 
     /// The turn of a connection's handler that is polled by a task of its own. What it says of the connection it says
     /// of its own request; no stream that it polls is seen to.
+    #[cfg(feature = "http")]
     pub(crate) fn lend(info: &ConnInfo) -> Self {
         Self {
             outer: TURN.replace(Whose {
