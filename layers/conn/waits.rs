@@ -9,7 +9,7 @@ use std::{
     sync::{
         OnceLock,
         atomic::{
-            AtomicBool, AtomicU8, AtomicU32, AtomicU64,
+            AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
             fence,
         },
@@ -44,10 +44,10 @@ pub(crate) struct Waits {
     pub(crate) reading: Flag,
     /// A write, flush or shutdown is pending.
     pub(crate) blocked: Flag,
-    /// Bytes are ready that the peer has given no room for, by a window of the protocol's own.
-    pub(crate) held_back: Flag,
-    /// How often the peer has given such room.
-    pub(crate) room_given: AtomicU64,
+    /// How many replies have bytes ready that the peer has given no room for, by a window of the protocol's own.
+    held_back: AtomicUsize,
+    /// How often it has given such room, or has one of them gone on. (Both may have several writers.)
+    room_given: AtomicU64,
     /// A request is being worked on.
     pub(crate) busy: Flag,
     /// A request has come in part.
@@ -100,7 +100,7 @@ impl Waits {
             turn: AtomicU64::new(0),
             reading: Flag::default(),
             blocked: Flag::default(),
-            held_back: Flag::default(),
+            held_back: AtomicUsize::new(0),
             room_given: AtomicU64::new(0),
             busy: Flag::default(),
             receiving: Flag::default(),
@@ -146,7 +146,27 @@ impl Waits {
 
     /// Waiting for the peer to take something.
     pub(crate) fn is_stalled(&self) -> bool {
-        self.blocked.get() || self.held_back.get()
+        self.blocked.get() || self.held_back.load(Relaxed) > 0
+    }
+
+    /// A reply waits for room; whether it is the first that does, of which the watch must be told.
+    #[cfg(feature = "http")]
+    pub(crate) fn hold_back(&self) -> bool {
+        self.held_back.fetch_add(1, Relaxed) == 0
+    }
+
+    /// It goes on.
+    #[cfg(feature = "http")]
+    pub(crate) fn let_go(&self) {
+        self.held_back.fetch_sub(1, Relaxed);
+        self.give_room(1);
+    }
+
+    /// The peer has given room so often.
+    #[cfg(feature = "http")]
+    pub(crate) fn give_room(&self, times: u64) {
+        self.room_given
+            .fetch_add(times, Relaxed);
     }
 
     /// What changes as the peer takes something: bytes that are written while a write waits, else the room that it

@@ -98,6 +98,9 @@ async fn while_the_deadlines_are_stopped_so_is_that_of_the_handler() {
     each_comes_to("/hold/100000", (200, 100)).await;
     each_comes_to("/wait/20000/hold/100000/wait/5000", (200, 125)).await;
     each_comes_to("/wait/20000/hold/100000/wait/60000", (503, 130)).await;
+    // Less was left than the time after which it is asked again.
+    each_comes_to("/wait/29000/hold/101000/wait/500", (200, 130)).await;
+    each_comes_to("/wait/29000/hold/100000/wait/60000", (503, 130)).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -300,7 +300,7 @@ impl Open {
     fn hold_back(&mut self) {
         if self.http2 {
             self.held_back = true;
-            if self.exchange.hold_back() {
+            if self.info.waits.hold_back() {
                 self.wake();
             }
         }
@@ -309,7 +309,7 @@ impl Open {
     /// It asks for the next.
     fn let_go(&mut self) {
         if std::mem::take(&mut self.held_back) {
-            self.exchange.let_go();
+            self.info.waits.let_go();
         }
     }
 

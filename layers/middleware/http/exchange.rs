@@ -21,10 +21,6 @@ pub(super) struct Exchange {
     taken: AtomicU64,
     /// Requests whose response is not over.
     open: AtomicUsize,
-    /// Responses of HTTP/2 that have a part ready for which the peer gives no room, as far as is known.
-    held_back: AtomicUsize,
-    /// Parts of such that went on their way.
-    sent: AtomicU64,
     /// Time that was given to all that is under way, in nanoseconds.
     given: AtomicU64,
     /// The peer has ended its side.
@@ -37,22 +33,12 @@ pub(super) struct Exchange {
     body: AtomicBool,
 }
 
-/// What a connection waits for, as its requests have it.
-#[derive(Debug)]
-pub(super) struct Waiting {
-    pub(super) partial: Option<Partial>,
-    /// How often the peer has given room, if it gives none.
-    pub(super) held_back: Option<u64>,
-}
-
 impl Exchange {
     pub(super) fn new() -> Self {
         Self {
             progress: Mutex::new(Progress::new()),
             taken: AtomicU64::new(0),
             open: AtomicUsize::new(0),
-            held_back: AtomicUsize::new(0),
-            sent: AtomicU64::new(0),
             given: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
@@ -62,11 +48,14 @@ impl Exchange {
     }
 
     /// Looks at what was read; nothing, where there was room for it, is the end.
-    pub(super) fn read(&self, bytes: &[u8], had_room: bool) {
+    pub(super) fn read(&self, bytes: &[u8], had_room: bool, info: &ConnInfo) {
         if bytes.is_empty() {
             self.ended.fetch_or(had_room, Relaxed);
         } else if !self.upgraded.load(Relaxed) {
-            self.progress().read(bytes);
+            let windows = self.progress().read(bytes);
+            if windows > 0 {
+                info.waits.give_room(windows);
+            }
         }
     }
 
@@ -82,17 +71,6 @@ impl Exchange {
     /// A response is over.
     pub(super) fn end(&self) {
         self.open.fetch_sub(1, Relaxed);
-    }
-
-    /// A response has a part ready, which waits for the peer; whether it is the first that does.
-    pub(super) fn hold_back(&self) -> bool {
-        self.held_back.fetch_add(1, Relaxed) == 0
-    }
-
-    /// The peer has taken that.
-    pub(super) fn let_go(&self) {
-        self.held_back.fetch_sub(1, Relaxed);
-        self.sent.fetch_add(1, Relaxed);
     }
 
     /// How much time, in nanoseconds, was ever given to what is under way: also what was just said to the connection.
@@ -147,22 +125,13 @@ impl Exchange {
         self.open.load(Relaxed) > 0
     }
 
-    pub(super) fn waiting(&self) -> Waiting {
+    /// What of a request is here in part.
+    pub(super) fn partial(&self) -> Option<Partial> {
         if self.upgraded.load(Relaxed) {
-            return Waiting {
-                partial: None,
-                held_back: None,
-            };
+            return None;
         }
-        let progress = self.progress();
-        Waiting {
-            partial: progress.partial(self.taken.load(Relaxed), self.is_busy()),
-            held_back: (self.held_back.load(Relaxed) > 0).then(|| {
-                progress
-                    .room_given()
-                    .wrapping_add(self.sent.load(Relaxed))
-            }),
-        }
+        self.progress()
+            .partial(self.taken.load(Relaxed), self.is_busy())
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {

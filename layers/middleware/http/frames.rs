@@ -19,8 +19,6 @@ pub(super) struct Frames {
     opened: bool,
     /// Frames and blocks that have ended.
     ended: u64,
-    /// Windows that were opened.
-    room_given: u64,
 }
 
 impl Frames {
@@ -32,7 +30,6 @@ impl Frames {
             block: false,
             opened: false,
             ended: 0,
-            room_given: 0,
         }
     }
 
@@ -45,14 +42,14 @@ impl Frames {
         (in_frame || self.block).then_some(Partial::Frame(self.ended))
     }
 
-    pub(super) fn room_given(&self) -> u64 {
-        self.room_given
-    }
-
-    pub(super) fn read(&mut self, mut bytes: &[u8]) {
+    /// Returns how many windows were opened.
+    pub(super) fn read(&mut self, mut bytes: &[u8]) -> u64 {
+        let mut windows = 0;
         while !bytes.is_empty() {
             bytes = self.read_one(bytes);
+            windows += u64::from(self.have == 0 && self.kind() == WINDOW_UPDATE);
         }
+        windows
     }
 
     /// Takes what belongs to the present frame; returns the rest.
@@ -85,7 +82,6 @@ impl Frames {
         match self.kind() {
             HEADERS | CONTINUATION => self.block = self.flags() & END_HEADERS == 0,
             SETTINGS => self.opened |= self.flags() & ACK == 0,
-            WINDOW_UPDATE => self.room_given += 1,
             _ => {}
         }
         // A block is one, of however many frames.
@@ -191,11 +187,13 @@ mod tests {
     }
 
     #[test]
-    fn room_is_given_by_each_window_that_opens() {
+    fn a_window_is_opened_once_its_frame_is_whole() {
         let mut frames = opened();
-        frames.read(b"\0\0\x04\x08\0\0\0\0\0\0\0\0");
-        assert_eq!(frames.room_given(), 0);
-        frames.read(b"\x01");
-        assert_eq!(frames.room_given(), 1);
+        let window = b"\0\0\x04\x08\0\0\0\0\0\0\0\0\x01";
+
+        assert_eq!(frames.read(&window[..12]), 0);
+        assert_eq!(frames.read(&window[12..]), 1);
+        assert_eq!(frames.read(&window.repeat(2)), 2);
+        assert_eq!(frames.read(PING), 0);
     }
 }

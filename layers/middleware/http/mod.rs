@@ -33,7 +33,7 @@
 //! | [head](Http::head_deadline) | 10 s | when the rest of a head is first waited for; for HTTP/2 also of a frame, and of the preface and SETTINGS | nothing | bodies |
 //! | [handler](Http::handler_deadline) | 30 s | when the handler first waits | nothing | the body of a response |
 //! | idle | 90 s | as [`deadline`](crate::deadline) has it | any byte | a request whose response is not over |
-//! | write stall | 30 s | as [`deadline`](crate::deadline) has it; for HTTP/2 also when part of a response waits for the peer's window | any byte written; any window that is opened | what the kernel has already taken |
+//! | write stall | 30 s | as [`deadline`](crate::deadline) has it; for HTTP/2 also when part of a response waits for the peer's window | any byte written; any window that is opened | what the kernel, or hyper, has already taken |
 //!
 //! First byte, idle and write stall are the deadline layer's: without it they have no limit. A connection of HTTP/2 that is
 //! opened ahead of its first request is idle once its SETTINGS are here. A ping on an idle connection is no half request,

@@ -27,7 +27,9 @@ pin_project! {
         timer: Option<Sleep>,
         // What the connection had been given when it was last asked.
         given: u64,
-        // Time that it has had while the deadlines were stopped, in advance.
+        // The deadlines were stopped when it was last asked.
+        stopped: bool,
+        // Time that it has had meanwhile, in advance.
         lent: Duration,
     }
 }
@@ -39,6 +41,7 @@ impl Patience {
             since: None,
             timer: None,
             given: 0,
+            stopped: false,
             lent: Duration::ZERO,
         }
     }
@@ -86,18 +89,25 @@ impl Patience {
             if let Some(timer) = this.timer.as_mut().as_pin_mut() {
                 ready!(timer.poll(cx));
             }
+            let stopped = info.waits.is_suspended();
+            let was_stopped = std::mem::replace(this.stopped, stopped);
             let mut more = exchange.given_since(this.given, info);
             if more.is_zero() {
-                // Deadlines that are stopped, or were and run again: for how long is said to the connection.
-                if !info.waits.is_suspended() && this.lent.is_zero() {
+                // For how long they were stopped the connection is told once they run again, or a moment after.
+                if !stopped && !was_stopped {
                     return Poll::Ready(());
                 }
                 more = settings.handler_tick();
                 *this.lent += more;
             } else {
                 let repaid = more.min(*this.lent);
-                *this.lent -= repaid;
                 more -= repaid;
+                // What it has had too much, at most that moment, is its own.
+                *this.lent = if stopped {
+                    *this.lent - repaid
+                } else {
+                    Duration::ZERO
+                };
             }
             *this.due = this.due.later(more);
         }

@@ -43,7 +43,8 @@ impl Progress {
         }
     }
 
-    pub(super) fn read(&mut self, mut bytes: &[u8]) {
+    /// Returns how many windows of HTTP/2 were opened.
+    pub(super) fn read(&mut self, mut bytes: &[u8]) -> u64 {
         if let State::Preface(have) = &mut self.state {
             let before = usize::from(*have);
             let rest = &PREFACE[before..];
@@ -63,8 +64,11 @@ impl Progress {
             }
         }
         match &mut self.state {
-            State::Preface(_) => {}
-            State::Http1(messages) => messages.read(bytes),
+            State::Preface(_) => 0,
+            State::Http1(messages) => {
+                messages.read(bytes);
+                0
+            }
             State::Http2(frames) => frames.read(bytes),
         }
     }
@@ -90,14 +94,6 @@ impl Progress {
     /// HTTP/1: part of a head is here.
     pub(super) fn has_begun(&self) -> bool {
         matches!(&self.state, State::Http1(messages) if messages.has_begun())
-    }
-
-    /// HTTP/2: how often the peer has given room to send.
-    pub(super) fn room_given(&self) -> u64 {
-        match &self.state {
-            State::Http2(frames) => frames.room_given(),
-            _ => 0,
-        }
     }
 }
 

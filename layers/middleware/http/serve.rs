@@ -2,7 +2,7 @@ use std::{
     fmt,
     future::poll_fn,
     pin::{Pin, pin},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -223,19 +223,11 @@ impl HttpFuture {
             .given_since(this.given, this.info);
         waits.request_by.extend(more);
         waits.busy.set(this.exchange.is_busy());
-        let waiting = this.exchange.waiting();
-        waits
-            .held_back
-            .set(waiting.held_back.is_some());
-        if let Some(room) = waiting.held_back {
-            waits.room_given.store(room, Relaxed);
-        }
-        waits
-            .receiving
-            .set(waiting.partial.is_some());
-        if *this.timed != waiting.partial {
-            *this.timed = waiting.partial;
-            if waiting.partial.is_some() {
+        let partial = this.exchange.partial();
+        waits.receiving.set(partial.is_some());
+        if *this.timed != partial {
+            *this.timed = partial;
+            if partial.is_some() {
                 let limit = this.shared.settings.head;
                 let by = plus(this.info.stamp(now()), limit);
                 waits.request_by.set(by);

@@ -114,9 +114,11 @@ impl<I: Io> AsyncRead for HttpIo<I> {
         let (before, had_room) = (buf.filled().len(), buf.remaining() > 0);
         let read = self.pinned().poll_read(cx, buf);
         match &read {
-            Poll::Ready(Ok(())) => self
-                .exchange
-                .read(&buf.filled()[before..], had_room),
+            Poll::Ready(Ok(())) => {
+                let read = &buf.filled()[before..];
+                self.exchange
+                    .read(read, had_room, self.conn().info());
+            }
             // In a drain an idle connection is about to be closed: a request that the runtime has not told of yet
             // comes first.
             Poll::Pending if self.conn().info().is_leaving() => {
