@@ -80,9 +80,9 @@
 /// | says nothing | never closed | `first_byte`, 3 s | the same |
 /// | says `P`, or drips a head | never closed | `request_deadline` | `head_deadline`, 10 s |
 /// | drips frames of HTTP/2 headers | never closed | `request_deadline` | `head_deadline`, 10 s |
-/// | sends HTTP/2's preface alone | never closed | `idle`, 90 s: our settings were an answer | `head_deadline`, 10 s |
-/// | drips a body that the handler wants whole | never closed | `request_deadline` | `handler_deadline`, 30 s: 503, then closed |
-/// | does not read the response | never closed | `write_stall`, 30 s; `min_rate` | the same |
+/// | sends HTTP/2's preface alone | never closed | `request_deadline` | `head_deadline`, 10 s |
+/// | drips a body that the handler wants whole | never closed | `request_deadline`; not over HTTP/2 | `handler_deadline`, 30 s: 503, then closed |
+/// | does not read the response | never closed | `write_stall`, 30 s; `min_rate`; over HTTP/2 `idle` | the same, over HTTP/2 as well |
 /// | keeps a connection and says nothing more | never closed | `idle`, 90 s | the same |
 /// | waits for a handler that takes longer than `idle` | answered | answered, if there is a `request_deadline` that is longer still | answered, by `handler_deadline` |
 /// | has a WebSocket, or a stream without end, in a drain | WebSockets dropped unseen, streams waited for without end | counted, cut after `drain_for` | the same, and told |
@@ -293,7 +293,7 @@ pub mod from_framed {}
 /// |---|---|---|
 /// | connects once more than there is room | no limit but descriptors | `connections`, `per_peer`, `connect_rate` |
 /// | says nothing | never closed | `first_byte`, 3 s |
-/// | drips its preface, or a frame | never closed | [`request_deadline`](crate::Incoming::request_deadline), if it is set: not for streams that only the client speaks on |
+/// | drips its preface, or a head | never closed | [`request_deadline`](crate::Incoming::request_deadline), if it is set |
 /// | has no call under way | `http2_keepalive_interval`, off | `idle`, 90 s |
 /// | does not read | never closed | `write_stall`, 30 s |
 /// | has a stream without end in a drain | waited for without end | cut after `drain_for` |

@@ -240,8 +240,12 @@ impl ConnInfo {
         since
     }
 
-    /// The peer has said who it is: what comes after begins anew.
-    pub(crate) fn handshakes_done(&self) {
+    /// The peer has said who it is: a handshake that comes after this has its time anew.
+    ///
+    /// PROXY headers, detection and TLS of one connection share [one time](crate::Handshakes), which a TLS handshake ends
+    /// that succeeds. A service that begins TLS in the middle of a connection (`STARTTLS`), below one of the others, says
+    /// so here first.
+    pub fn handshakes_done(&self) {
         self.handshake_since
             .store(NEVER, Ordering::Relaxed);
     }

@@ -137,6 +137,75 @@ async fn what_is_no_http_any_more_has_no_turns() {
     assert_eq!(why(&error), CloseReason::Idle);
 }
 
+/// The preface, and empty SETTINGS.
+const OPENING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+#[tokio::test(start_paused = true)]
+async fn over_http2_what_is_said_between_requests_waits_for_no_answer() {
+    let (mut incoming, dialler) = timed(Deadlines::default());
+    let (mut near, mut far) = asked(&mut incoming, &dialler, OPENING).await;
+    near.write_all(b"settings, and an answer")
+        .await
+        .unwrap();
+    // That our SETTINGS have come.
+    let acknowledged = [0, 0, 0, 4, 1, 0, 0, 0, 0];
+    far.write_all(&acknowledged)
+        .await
+        .unwrap();
+    near.read_exact(&mut [0; 9])
+        .await
+        .unwrap();
+
+    let error = near.read_u8().await.unwrap_err();
+
+    assert_eq!(why(&error), CloseReason::Idle);
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_http2_a_head_that_drips_is_late_whatever_is_written() {
+    let (mut incoming, dialler) = timed(Deadlines::default());
+    let headers = [OPENING, &[0, 1, 0, 1, 0, 0, 0, 0, 1]].concat();
+    let (near, mut far) = asked(&mut incoming, &dialler, &headers).await;
+    let start = tokio::time::Instant::now();
+    let (mut read, mut write) = tokio::io::split(near);
+
+    let reading = async {
+        loop {
+            if let Err(error) = read.read_u8().await {
+                return error;
+            }
+        }
+    };
+    let meanwhile = async {
+        loop {
+            sleep(secs(20)).await;
+            far.write_all(b"x").await.unwrap();
+            // As an answer to another request, or to a ping.
+            let _late = write.write_all(b"answer").await;
+        }
+    };
+    let error = tokio::select! {
+        error = reading => error,
+        () = meanwhile => unreachable!(),
+    };
+
+    assert_eq!(why(&error), CloseReason::Request);
+    assert_eq!(start.elapsed(), secs(300));
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_http2_a_preface_without_settings_is_late_whatever_is_written() {
+    let (mut incoming, dialler) = timed(Deadlines::default());
+    let (mut near, _far) = asked(&mut incoming, &dialler, &OPENING[..24]).await;
+    near.write_all(b"our settings")
+        .await
+        .unwrap();
+
+    let error = near.read_u8().await.unwrap_err();
+
+    assert_eq!(why(&error), CloseReason::Request);
+}
+
 // === When there is nothing more to come
 
 fn plain() -> (Incoming<DuplexStream>, Dialler) {

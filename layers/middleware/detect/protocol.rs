@@ -4,6 +4,7 @@ use super::MAX_BYTES;
 use crate::base::{
     client_hello::{ClientHello, HelloReader},
     error::ConfigError,
+    http2::PREFACE,
     io::prelude::Step,
 };
 
@@ -174,7 +175,7 @@ impl Protocol {
                 Hello::Reading { want, .. } => Answer::More(*want),
             },
             Sign::Http1 => http1(seen),
-            Sign::Http2 => starts_with(seen, HTTP2_PREFACE),
+            Sign::Http2 => starts_with(seen, PREFACE),
             Sign::Own(look) => look(seen),
         }
     }
@@ -339,9 +340,6 @@ fn starts_with(seen: &[u8], whole: &[u8]) -> Answer {
         more => Answer::More(more),
     }
 }
-
-/// RFC 9113, section 3.4.
-const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The registry of HTTP methods that RFC 9110, section 16.1 founded, but for `PRI`, which belongs to HTTP/2, and
 /// for `*`, which is no method.

@@ -89,7 +89,6 @@
 mod call;
 mod error;
 mod exchange;
-mod frames;
 mod messages;
 mod metrics;
 mod patience;

@@ -1,6 +1,9 @@
 //! What of a request has come, as far as it can be told from the bytes alone, beside hyper that parses them.
 
-use crate::middleware::http::{frames::Frames, messages::Messages};
+use crate::{
+    base::http2::{Frames, Opened, Opening},
+    middleware::http::messages::Messages,
+};
 
 /// Follows the bytes that a peer sends, and says whether something is here in part.
 #[derive(Debug)]
@@ -10,8 +13,8 @@ pub(super) struct Progress {
 
 #[derive(Debug)]
 enum State {
-    /// So many bytes, and all are those of the HTTP/2 preface.
-    Preface(u8),
+    /// What has come may be HTTP/2.
+    Preface(Opening),
     Http1(Messages),
     Http2(Frames),
 }
@@ -39,28 +42,24 @@ pub(super) enum BodyLength {
 impl Progress {
     pub(super) fn new() -> Self {
         Self {
-            state: State::Preface(0),
+            state: State::Preface(Opening::new()),
         }
     }
 
     /// Returns how many windows of HTTP/2 were opened.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> u64 {
-        if let State::Preface(have) = &mut self.state {
-            let before = usize::from(*have);
-            let rest = &PREFACE[before..];
-            let same = rest
-                .iter()
-                .zip(bytes)
-                .take_while(|(one, other)| one == other)
-                .count();
-            *have += same as u8;
-            if before + same == PREFACE.len() {
-                self.state = State::Http2(Frames::new());
-                bytes = &bytes[same..];
-            } else if same < bytes.len() {
-                let mut messages = Messages::new();
-                messages.read(&PREFACE[..before]);
-                self.state = State::Http1(messages);
+        if let State::Preface(opening) = &mut self.state {
+            match opening.read(bytes) {
+                Opened::InPart => {}
+                Opened::Whole(rest) => {
+                    self.state = State::Http2(Frames::new());
+                    bytes = rest;
+                }
+                Opened::Other => {
+                    let mut messages = Messages::new();
+                    messages.read(opening.seen());
+                    self.state = State::Http1(messages);
+                }
             }
         }
         match &mut self.state {
@@ -83,11 +82,11 @@ impl Progress {
     /// What is here in part, after so many requests. Of HTTP/1, what comes while one is worked on is in line.
     pub(super) fn partial(&self, taken: u64, busy: bool) -> Option<Partial> {
         match &self.state {
-            State::Preface(have) => (*have > 0).then_some(Partial::First),
+            State::Preface(opening) => (!opening.seen().is_empty()).then_some(Partial::First),
             State::Http1(messages) if busy || !messages.has_begun() => None,
             State::Http1(_) if taken == 0 => Some(Partial::First),
             State::Http1(_) => Some(Partial::Head(taken)),
-            State::Http2(frames) => frames.partial(),
+            State::Http2(frames) => frames.partial().map(Partial::frame),
         }
     }
 
@@ -97,8 +96,15 @@ impl Progress {
     }
 }
 
-/// RFC 9113, section 3.4.
-pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+impl Partial {
+    /// What comes after so many frames; before SETTINGS there is none.
+    fn frame(after: u64) -> Self {
+        match after {
+            0 => Self::First,
+            after => Self::Frame(after),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -21,6 +21,7 @@ use tower_service::Service;
 use crate::{
     base::{
         error::{BoxError, ConfigError},
+        http2::{Opened, Opening},
         io::{Io, Linger, RewoundIo, has_unread, linger},
         time::{KeepsTime, now},
     },
@@ -31,11 +32,8 @@ use crate::{
         watch::{Limits, Verdict, Watch},
     },
     middleware::http::{
-        Http, HttpError, HttpIo,
-        call::Handler,
-        exchange::Exchange,
-        metrics::Metrics,
-        progress::{PREFACE, Partial},
+        Http, HttpError, HttpIo, call::Handler, exchange::Exchange, metrics::Metrics,
+        progress::Partial,
     },
 };
 
@@ -315,14 +313,14 @@ async fn version_of<I: Io>(
 ) -> Result<Option<(bool, RewoundIo<HttpIo<I>>)>, HttpError> {
     let mut seen = BytesMut::new();
     loop {
-        let same = seen
-            .iter()
-            .zip(PREFACE)
-            .take_while(|(one, other)| one == other)
-            .count();
-        if same == PREFACE.len() || same < seen.len() {
+        let is_http2 = match Opening::new().read(&seen) {
+            Opened::InPart => None,
+            Opened::Whole(_) => Some(true),
+            Opened::Other => Some(false),
+        };
+        if let Some(is_http2) = is_http2 {
             let io = RewoundIo::new(seen.freeze(), io);
-            return Ok(Some((same == PREFACE.len(), io)));
+            return Ok(Some((is_http2, io)));
         }
         seen.reserve(FIRST_READ);
         let read = poll_fn(|cx| match poll_read_buf(Pin::new(&mut io), cx, &mut seen) {

@@ -26,6 +26,7 @@ use crate::{
         waits::plus,
         watch::{Limits, Verdict, Watch},
     },
+    server::incoming::speech::Speech,
 };
 
 /// A connection on its way from the stack to whoever claims it.
@@ -102,8 +103,8 @@ impl<I: Io> Service<Conn<I>> for HandOut<I> {
         let (claimed, dropped) = oneshot::channel();
         let io = IncomingIo {
             conn,
-            heard: false,
-            timed: false,
+            speech: Speech::new(),
+            timed: None,
             limit,
             _claimed: claimed,
         };
@@ -200,10 +201,9 @@ impl fmt::Debug for HandOutFuture {
 pub struct IncomingIo<I> {
     // Closed first, then the stack is told.
     conn: Conn<I>,
-    /// The peer has spoken since it was last answered.
-    heard: bool,
-    /// It waits for its answer, and by when.
-    timed: bool,
+    speech: Speech,
+    /// What is waited for, if it has a deadline by now.
+    timed: Option<u64>,
     limit: Duration,
     _claimed: oneshot::Sender<()>,
 }
@@ -250,39 +250,39 @@ impl<I: Io> IncomingIo<I> {
 }
 
 impl<I> IncomingIo<I> {
-    fn read(&mut self, bytes: usize) {
-        self.heard |= bytes > 0;
-    }
-
     /// A read waits: for more of what has begun, or because the answer is not there yet.
     fn read_waits(&mut self) {
-        if self.heard && !self.timed && self.limit < FOREVER {
-            self.timed = true;
-            let info = self.conn.info();
-            let by = plus(info.stamp(now()), self.limit);
-            // A handler may be at work, or a head on its way: neither is idle, and only the one has a rate.
-            info.waits.asked.set(true);
-            info.waits.request_by.set(by);
-            if info.waits.must_tell_of(by) {
-                // The watch is on another task, and does not know yet.
-                info.ending.wake();
-            }
+        let waiting = self.speech.waits_for();
+        if waiting == self.timed || self.limit >= FOREVER {
+            return;
+        }
+        self.timed = waiting;
+        if waiting.is_none() {
+            return self.clear();
+        }
+        let info = self.conn.info();
+        let by = plus(info.stamp(now()), self.limit);
+        // A handler may be at work, or a head on its way: neither is idle, and only the one has a rate.
+        info.waits.asked.set(true);
+        info.waits.request_by.set(by);
+        if info.waits.must_tell_of(by) {
+            // The watch is on another task, and does not know yet.
+            info.ending.wake();
         }
     }
 
     fn wrote(&mut self, written: &Poll<io::Result<usize>>, first: &[u8]) {
         if let Poll::Ready(Ok(1..)) = written {
-            if self.heard && first.starts_with(SWITCHING) {
-                // From here on either may speak as it likes.
-                self.limit = Duration::MAX;
-            }
-            self.heard = false;
-            if std::mem::take(&mut self.timed) {
-                let waits = &self.conn.info().waits;
-                waits.asked.set(false);
-                waits.request_by.clear();
+            if self.speech.answer(first) && self.timed.take().is_some() {
+                self.clear();
             }
         }
+    }
+
+    fn clear(&self) {
+        let waits = &self.conn.info().waits;
+        waits.asked.set(false);
+        waits.request_by.clear();
     }
 }
 
@@ -300,7 +300,9 @@ impl<I: Io> AsyncRead for IncomingIo<I> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.conn).poll_read(cx, buf);
         match &read {
-            Poll::Ready(_) => self.read(buf.filled().len() - before),
+            Poll::Ready(_) => self
+                .speech
+                .hear(&buf.filled()[before..]),
             Poll::Pending => self.read_waits(),
         }
         self.waits(read, cx, true)
@@ -346,6 +348,3 @@ impl<I: Io> AsyncWrite for IncomingIo<I> {
         self.conn.is_write_vectored()
     }
 }
-
-/// An upgrade (RFC 9110, section 15.2.2), after which requests and answers are none of HTTP's.
-const SWITCHING: &[u8] = b"HTTP/1.1 101";

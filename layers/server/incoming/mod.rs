@@ -1,6 +1,7 @@
 //! The bridge: a stack in front of a server that has an accept loop of its own.
 
 mod hand_out;
+mod speech;
 
 use std::{
     fmt, io,
@@ -212,8 +213,12 @@ impl<I> Incoming<I> {
     ///
     /// It is what a request deadline can be where requests are not known here: it ends a head or body that drips, and a
     /// handler that is late. So it must be longer than the longest upload, and is nothing for streams on which only the
-    /// peer speaks. Where a crossing of this crate fits ([`http`](crate::http), [`frame`](crate::frame)), that knows
-    /// better. Default: off.
+    /// peer speaks. After an upgrade of HTTP/1 it is off. Not covered is a handler that neither reads its body nor answers:
+    /// then nothing is waited for.
+    ///
+    /// HTTP/2, known by its preface, has many requests at once. There it is for preface and SETTINGS together, and then
+    /// for each head, from its first byte to its last; bodies and handlers have no deadline then. Where a crossing of this
+    /// crate fits ([`http`](crate::http), [`frame`](crate::frame)), that knows better. Default: off.
     ///
     /// # Errors
     ///

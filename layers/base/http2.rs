@@ -1,13 +1,54 @@
-//! Where a frame of HTTP/2 ends.
+//! What a client of HTTP/2 begins with, and where its frames end: for whoever times what it sends and leaves the rest
+//! to others.
 
-use crate::middleware::http::progress::Partial;
+/// So many bytes, and all are those of the preface.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Opening(usize);
+
+/// What bytes are, after those of an [`Opening`].
+#[derive(Debug)]
+pub(crate) enum Opened<'a> {
+    /// The preface, as far as they go.
+    InPart,
+    /// The preface, and these behind it.
+    Whole(&'a [u8]),
+    /// No preface, and so no HTTP/2.
+    Other,
+}
+
+impl Opening {
+    pub(crate) fn new() -> Self {
+        Self(0)
+    }
+
+    /// What has come so far.
+    pub(crate) fn seen(self) -> &'static [u8] {
+        &PREFACE[..self.0]
+    }
+
+    pub(crate) fn read<'a>(&mut self, bytes: &'a [u8]) -> Opened<'a> {
+        let rest = &PREFACE[self.0..];
+        let most = rest.len().min(bytes.len());
+        if rest[..most] != bytes[..most] {
+            return Opened::Other;
+        }
+        self.0 += most;
+        if self.0 < PREFACE.len() {
+            return Opened::InPart;
+        }
+        Opened::Whole(&bytes[most..])
+    }
+}
+
+/// What a client of HTTP/2 says first (RFC 9113, section 3.4).
+pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Follows the frames that a client sends after its preface (RFC 9113, sections 3.4, 4.1 and 6.2).
 ///
 /// What is here in part is the header of a frame, its payload unless that is DATA, or a block of headers that has not
 /// ended; and at the beginning everything, until SETTINGS are here.
 #[derive(Debug)]
-pub(super) struct Frames {
+pub(crate) struct Frames {
     header: [u8; 9],
     /// How much of the header is here.
     have: u8,
@@ -22,7 +63,7 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             header: [0; 9],
             have: 0,
@@ -33,17 +74,19 @@ impl Frames {
         }
     }
 
-    pub(super) fn partial(&self) -> Option<Partial> {
+    /// Something is here in part: the number of what ended before it, which is zero until SETTINGS are here. For as long
+    /// as it is the same, so is what is waited for.
+    pub(crate) fn partial(&self) -> Option<u64> {
         if !self.opened {
-            return Some(Partial::First);
+            return Some(0);
         }
         let has_header = usize::from(self.have) == self.header.len();
         let in_frame = self.have > 0 && !(has_header && self.kind() == DATA);
-        (in_frame || self.block).then_some(Partial::Frame(self.ended))
+        (in_frame || self.block).then_some(self.ended)
     }
 
     /// Returns how many windows were opened.
-    pub(super) fn read(&mut self, mut bytes: &[u8]) -> u64 {
+    pub(crate) fn read(&mut self, mut bytes: &[u8]) -> u64 {
         let mut windows = 0;
         while !bytes.is_empty() {
             bytes = self.read_one(bytes);
@@ -84,8 +127,8 @@ impl Frames {
             SETTINGS => self.opened |= self.flags() & ACK == 0,
             _ => {}
         }
-        // A block is one, of however many frames.
-        self.ended += u64::from(!self.block);
+        // A block is one, of however many frames; and so is all that comes before SETTINGS.
+        self.ended += u64::from(self.opened && !self.block);
     }
 
     fn kind(&self) -> u8 {
@@ -119,7 +162,7 @@ mod tests {
         frames
     }
 
-    fn partial_after(pieces: &[&[u8]]) -> Vec<Option<Partial>> {
+    fn partial_after(pieces: &[&[u8]]) -> Vec<Option<u64>> {
         let mut frames = opened();
         pieces
             .iter()
@@ -136,7 +179,7 @@ mod tests {
         let answer = [0, 0, 0, 4, 1, 0, 0, 0, 0];
         for piece in [&answer, PING, &NO_SETTINGS[..8]] {
             frames.read(piece);
-            assert_eq!(frames.partial(), Some(Partial::First));
+            assert_eq!(frames.partial(), Some(0));
         }
         frames.read(&NO_SETTINGS[8..]);
 
@@ -148,13 +191,13 @@ mod tests {
         let mut frames = opened();
         for byte in &PING[..PING.len() - 1] {
             frames.read(&[*byte]);
-            assert_eq!(frames.partial(), Some(Partial::Frame(1)));
+            assert_eq!(frames.partial(), Some(1));
         }
         frames.read(&PING[PING.len() - 1..]);
         assert_eq!(frames.partial(), None);
 
         frames.read(&PING[..1]);
-        assert_eq!(frames.partial(), Some(Partial::Frame(2)));
+        assert_eq!(frames.partial(), Some(2));
     }
 
     #[test]
@@ -163,13 +206,7 @@ mod tests {
 
         assert_eq!(
             partial_after(&[&data[..8], &data[8..], b"ab", b"c", &data[..1]]),
-            [
-                Some(Partial::Frame(1)),
-                None,
-                None,
-                None,
-                Some(Partial::Frame(2))
-            ]
+            [Some(1), None, None, None, Some(2)]
         );
     }
 
@@ -178,11 +215,11 @@ mod tests {
         let headers = [0, 0, 1, 1, 0, 0, 0, 0, 1, 7];
         let more = [0, 0, 1, 9, 0, 0, 0, 0, 1, 7];
         let last = [0, 0, 0, 9, 4, 0, 0, 0, 1];
-        let first = Some(Partial::Frame(1));
+        let first = Some(1);
 
         assert_eq!(
             partial_after(&[&headers, &more, &last, &more[..1]]),
-            [first, first, None, Some(Partial::Frame(2))]
+            [first, first, None, Some(2)]
         );
     }
 
