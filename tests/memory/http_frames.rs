@@ -220,6 +220,16 @@ async fn a_peer_without_a_window_is_stalled_whatever_else_it_says() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stall_begins_when_there_is_something_to_take() {
+    let mut peer = guarded();
+    peer.send([opening(0), get(1, "/stream/2/50000")].concat())
+        .await;
+
+    // The connection has been asleep by then.
+    is_about(peer.falls_silent().await, secs(80), CloseReason::WriteStall);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_peer_that_is_slow_and_takes_something_is_not_stalled_until_it_stops() {
     let mut peer = guarded();
     peer.send([opening(0), get(1, "/parts/100/1000")].concat())

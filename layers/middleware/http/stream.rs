@@ -69,6 +69,7 @@ impl<I: Io> HttpIo<I> {
     }
 
     /// A pending operation of whoever it was upgraded for hears of a cut.
+    #[inline]
     fn waits<T>(
         &self,
         result: Poll<io::Result<T>>,
