@@ -67,6 +67,9 @@
 //!                          └─ all but the last two as one value: guard
 //! ```
 //!
+//! Connections that a service opens itself come from a connector of [`connect`], through layers of the same kind: PROXY
+//! header, TLS, a deadline for all of it, a meter.
+//!
 //! # The floors
 //!
 //! A folder of the source uses only the folders before it, and layers never use each other:
@@ -95,6 +98,9 @@
 //! | frame | stated by you | there is no size that is right for all |
 //! | connections | stated by you | it depends on descriptors and memory |
 //! | burst of a rate | what passes in 100 ms, at least 1 KiB | a small message goes out whole, a large one in steps |
+//! | address that is connected to | 10 s each, the next after 250 ms, 16 in all | three SYNs may be lost; RFC 8305 |
+//! | lookup and connect | 30 s | as Go's `http.Transport` dials |
+//! | name lookups of the system | 32 threads at once, 1024 waiting | few are slow unless all are |
 //! | pressure | off; then 32 idle ones reclaimed in a tick of 100 ms, limits down to a tenth, 1 s at the least | those who do nothing make room before anybody is refused |
 //! | drain | 30 s | longer than nearly every request, within what process managers allow |
 //! | PROXY header | 107 bytes as a line, 4096 behind the fixed part of version 2 | nobody's is longer, but for client certificates |
@@ -122,9 +128,18 @@
 //! | `tower_net_surplus_held` | gauge | `reason`: of the limit that holds connections back, or tells them a last word | [`limit`] |
 //! | `tower_net_pressure` | gauge | `resource`: `descriptors`, `memory`, `lag`, and the names of your own | [`pressure`] |
 //! | `tower_net_proxy_headers_total` | counter | `outcome`: `v1`, `v2`, `local`; `ignored`, `direct`, `untrusted` of others; `invalid`, `timeout`, `silent`, `limit`, `failed` | [`proxy_protocol`] |
+//! | `tower_net_connects_total` | counter | `service`, `outcome`: `ok`, `failed`, `abandoned` | [`meter`] |
+//! | `tower_net_connects_pending` | gauge | `service` | [`meter`] |
+//! | `tower_net_connect_seconds` | histogram | `service`; of those that succeeded | [`meter`] |
+//! | `tower_net_outgoing_opened_total` | counter | `service` | [`meter`] |
+//! | `tower_net_outgoing_closed_total` | counter | `service`, `reason`: see [`CloseReason`] | [`meter`] |
+//! | `tower_net_outgoing_active` | gauge | `service` | [`meter`] |
+//! | `tower_net_outgoing_received_bytes_total`, `tower_net_outgoing_sent_bytes_total` | counter | `service` | [`meter`] |
+//! | `tower_net_outgoing_first_byte_seconds`, `tower_net_outgoing_seconds` | histogram | `service` | [`meter`] |
 //! | `tower_net_handshakes_pending` | gauge | | [`Handshakes`] |
 //! | `tower_net_handshakes_total` | counter | `outcome`: `ok_full`, `ok_resumed`, `abandoned`, or see [`HandshakeFailure`](tls::HandshakeFailure) | [`tls`] |
 //! | `tower_net_handshake_seconds` | histogram | of those that succeeded | [`tls`] |
+//! | `tower_net_outgoing_handshakes_total`, `tower_net_outgoing_handshake_seconds` | counter, histogram | the same of those that we begin | [`tls`] |
 //! | `tower_net_tls_reloads_total` | counter | `outcome`: `ok`, or see [`ConfigFault`](tls::ConfigFault) | [`tls`] |
 //! | `tower_net_detected_total` | counter | `protocol`: the names of the routes, or `other` | [`detect`] |
 //! | `tower_net_throttled_bytes_total` | counter | `direction`: `receive`, `send`; `dry_run`: `true`, `false` | [`throttle`] |
@@ -141,6 +156,7 @@
 //! | feature | room | brings |
 //! |---|---|---|
 //! | `axum` | [`Incoming`] | axum's `Listener` and `ConnectInfo` |
+//! | `dns` | [`dns`] | `hickory-resolver` |
 //! | `guard` | [`guard`] | `serde` and `humantime`, for its settings; `proxy-protocol` |
 //! | `http` | [`http`] | `hyper` and `hyper-util` |
 //! | `proxy-protocol` | [`proxy_protocol`] | `crc32c` |

@@ -11,7 +11,7 @@ use crate::{
     conn::{Addr, CloseReason, ConnInfo},
 };
 
-/// An accepted connection on its way down a stack: the stream, and what is known of it.
+/// A connection, accepted or opened by a connector, on its way through a stack: the stream, and what is known of it.
 ///
 /// It reads and writes as the stream does. A layer that adds something to the stream changes the type with
 /// [`map_io`](Self::map_io); facts about the connection go into [`ConnInfo`].

@@ -83,7 +83,7 @@ pub(crate) struct Origin {
 type Extensions = HashMap<TypeId, Box<dyn Any + Send + Sync>>;
 
 impl ConnInfo {
-    /// A connection accepted now from `wire_peer`, at `local`.
+    /// A connection accepted now from `wire_peer`, at `local`; or opened now to it.
     #[must_use]
     pub fn new(wire_peer: Addr, local: Addr) -> Self {
         let listener = None;
@@ -146,7 +146,7 @@ impl ConnInfo {
         self.origin.listener.as_deref()
     }
 
-    /// When it was accepted.
+    /// When it was accepted, or opened if it is one of ours.
     #[must_use]
     pub fn accepted_at(&self) -> Instant {
         self.accepted_at

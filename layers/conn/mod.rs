@@ -18,6 +18,7 @@ pub(crate) mod progress;
 mod reason;
 pub(crate) mod refusals;
 pub(crate) mod safeguard;
+pub(crate) mod spent;
 pub(crate) mod staged;
 pub(crate) mod strain;
 pub(crate) mod turn;
@@ -38,6 +39,7 @@ pub use self::{
     networks::Networks,
     reason::CloseReason,
     safeguard::Safeguard,
+    spent::Spent,
 };
 pub(crate) use self::{
     connection::reset_on_drop,

@@ -10,9 +10,11 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::either::Either;
+#[cfg(feature = "tls")]
+use tower::ServiceExt;
 use tower_layer::{Identity, Layer};
 #[cfg(feature = "tls")]
-use tower_net::tls::{TlsAcceptLayer, TlsIo};
+use tower_net::tls::{TlsAcceptLayer, TlsClientIo, TlsConnectLayer, TlsIo};
 use tower_net::{
     Conn, IncomingIo, Server,
     deadline::{DeadlineIo, DeadlineLayer},
@@ -198,6 +200,24 @@ async fn the_stream_of_tls_passes_on_vectored_writes_flush_and_shutdown_and_show
         .local_addr()
         .unwrap();
     assert_eq!(shown.as_socket(), Some(local));
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn the_stream_of_tls_that_we_open_does_the_same() {
+    let (inner, calls) = Vectored::pair();
+    let (mut io, _server) = encrypted_by_us(inner).await;
+
+    let written = write_vectored(&mut io, [b"ab", b"cd"]).await;
+    io.flush().await.unwrap();
+    io.shutdown().await.unwrap();
+
+    assert!(io.is_write_vectored());
+    assert_eq!(written.unwrap(), 4);
+    assert_eq!(calls.counts(), [0, 2, 1, 1]);
+    let (near, _far) = tcp_pair().await;
+    let (io, _server) = encrypted_by_us(near).await;
+    assert!(io.socket().is_some());
 }
 
 #[tokio::test]
@@ -522,6 +542,30 @@ async fn encrypted<I: Io>(
     accepted.unwrap();
     is_done.store(true, Relaxed);
     (kept.recv().unwrap(), connected.unwrap())
+}
+
+/// The same for a connection that we open.
+#[cfg(feature = "tls")]
+async fn encrypted_by_us<I: Io>(io: I) -> (Conn<TlsClientIo<After<I>>>, impl Sized) {
+    let authority = Authority::new("town hall");
+    let config = authority.server(&["a.test"]).serving();
+    let (near, far) = duplex(64 * 1024);
+    let (io, is_done) = After::new(near, io);
+    let (sender, kept) = std::sync::mpsc::channel();
+    let accepting = TlsAcceptLayer::new(config)
+        .layer(Keep(sender))
+        .call(Conn::new(far, ()));
+    let mut io = Some(io);
+    let connecting = TlsConnectLayer::new(authority.trusting())
+        .layer(tower::service_fn(move |_: &'static str| {
+            let io = io.take().unwrap();
+            async move { Ok::<_, BoxError>(Conn::new(io, ())) }
+        }))
+        .oneshot("a.test:1");
+    let (accepted, connected) = tokio::join!(accepting, connecting);
+    accepted.unwrap();
+    is_done.store(true, Relaxed);
+    (connected.unwrap(), kept.recv().unwrap())
 }
 
 async fn tcp_pair() -> (TcpStream, TcpStream) {

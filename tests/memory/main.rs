@@ -12,7 +12,10 @@
 mod checklist;
 mod client_hello;
 mod conn;
+mod connect;
+mod connect_race;
 mod deadline;
+mod deadline_connect;
 mod deadline_dry_run;
 mod deadline_handle;
 mod deadline_settings;
@@ -44,6 +47,7 @@ mod limit_rate;
 mod limit_table;
 mod limit_vectors;
 mod meter;
+mod meter_connect;
 mod networks;
 mod pressure;
 mod pressure_idle;
@@ -65,6 +69,8 @@ mod throttle_shared;
 mod tls;
 #[cfg(feature = "tls")]
 mod tls_certificates;
+#[cfg(feature = "tls")]
+mod tls_connect;
 #[cfg(feature = "tls")]
 mod tls_failures;
 #[cfg(feature = "tls")]

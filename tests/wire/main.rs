@@ -7,8 +7,11 @@
 
 mod accept;
 mod child;
+mod connect;
 mod descriptors;
 mod detect;
+#[cfg(feature = "dns")]
+mod dns;
 mod drain;
 mod echo;
 mod frames;

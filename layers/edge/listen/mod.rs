@@ -10,12 +10,12 @@
 //! | [`Any`] | either, by an address in a string: for settings files and flags |
 
 mod any;
-mod sockopt;
 mod tcp;
 mod unix;
 
 pub use self::{
     any::{Any, AnyIo},
-    tcp::{Keepalive, Tcp, TcpOptions},
+    tcp::{Tcp, TcpOptions},
     unix::{Unix, UnixOptions},
 };
+pub use crate::edge::options::Keepalive;

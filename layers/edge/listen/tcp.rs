@@ -5,11 +5,14 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs, lookup_host};
 use tokio_util::net::Listener;
 
-use crate::edge::listen::sockopt::{set_defer_accept, set_fast_open};
+use crate::edge::{
+    options::{Keepalive, StreamOptions},
+    sockopt::{set_defer_accept, set_fast_open},
+};
 
 /// A TCP listener.
 ///
@@ -66,60 +69,24 @@ impl From<TcpListener> for Tcp {
     }
 }
 
-/// When a silent connection is probed, and when given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Keepalive {
-    /// Silence before the first probe.
-    idle: Duration,
-    interval: Duration,
-    probes: u32,
-}
-
-impl Keepalive {
-    /// Probes after `idle` of silence, then each `interval`, and gives up after so many `probes`.
-    #[must_use]
-    pub fn new(idle: Duration, interval: Duration, probes: u32) -> Self {
-        Self {
-            idle,
-            interval,
-            probes,
-        }
-    }
-}
-
-impl Default for Keepalive {
-    /// As in Go: 15 s, each 15 s, 9 probes. A dead peer is gone after two and a half minutes.
-    fn default() -> Self {
-        Self::new(Duration::from_secs(15), Duration::from_secs(15), 9)
-    }
-}
-
 /// Options of a [`Tcp`] listener and of the connections it accepts.
 #[derive(Debug, Clone)]
 pub struct TcpOptions {
     backlog: u32,
-    nodelay: bool,
-    keepalive: Option<Keepalive>,
-    user_timeout: Option<Duration>,
+    stream: StreamOptions,
     ipv6_only: Option<bool>,
     fast_open: Option<u32>,
     defer_accept: Option<Duration>,
-    receive_buffer: Option<usize>,
-    send_buffer: Option<usize>,
 }
 
 impl Default for TcpOptions {
     fn default() -> Self {
         Self {
             backlog: BACKLOG,
-            nodelay: true,
-            keepalive: Some(Keepalive::default()),
-            user_timeout: None,
+            stream: StreamOptions::default(),
             ipv6_only: None,
             fast_open: None,
             defer_accept: None,
-            receive_buffer: None,
-            send_buffer: None,
         }
     }
 }
@@ -135,14 +102,14 @@ impl TcpOptions {
     /// Sends small writes at once (TCP_NODELAY), rather than waiting for more. Default: on.
     #[must_use]
     pub fn nodelay(mut self, on: bool) -> Self {
-        self.nodelay = on;
+        self.stream.nodelay = on;
         self
     }
 
     /// Probes silent connections, so that a peer that vanished is noticed. Default: [`Keepalive::default`].
     #[must_use]
     pub fn keepalive(mut self, keepalive: Option<Keepalive>) -> Self {
-        self.keepalive = keepalive;
+        self.stream.keepalive = keepalive;
         self
     }
 
@@ -150,7 +117,7 @@ impl TcpOptions {
     /// milliseconds and at least one. Default: the system's, about 15 minutes.
     #[must_use]
     pub fn user_timeout(mut self, limit: Duration) -> Self {
-        self.user_timeout = Some(limit);
+        self.stream.user_timeout = Some(limit);
         self
     }
 
@@ -181,7 +148,7 @@ impl TcpOptions {
     /// Default: automatic.
     #[must_use]
     pub fn receive_buffer(mut self, bytes: usize) -> Self {
-        self.receive_buffer = Some(bytes);
+        self.stream.receive_buffer = Some(bytes);
         self
     }
 
@@ -189,7 +156,7 @@ impl TcpOptions {
     /// Default: automatic.
     #[must_use]
     pub fn send_buffer(mut self, bytes: usize) -> Self {
-        self.send_buffer = Some(bytes);
+        self.stream.send_buffer = Some(bytes);
         self
     }
 
@@ -227,28 +194,7 @@ impl TcpOptions {
             socket.set_only_v6(only)?;
         }
         // Before the listen: the window that a SYN is answered with depends on them.
-        if let Some(bytes) = self.receive_buffer {
-            socket.set_recv_buffer_size(bytes)?;
-        }
-        if let Some(bytes) = self.send_buffer {
-            socket.set_send_buffer_size(bytes)?;
-        }
-        socket.set_tcp_nodelay(self.nodelay)?;
-        if let Some(Keepalive {
-            idle,
-            interval,
-            probes,
-        }) = self.keepalive
-        {
-            let keepalive = TcpKeepalive::new()
-                .with_time(idle)
-                .with_interval(interval)
-                .with_retries(probes);
-            socket.set_tcp_keepalive(&keepalive)?;
-        }
-        if let Some(limit) = self.user_timeout {
-            socket.set_tcp_user_timeout(Some(limit.max(Duration::from_millis(1))))?;
-        }
+        self.stream.set(&socket)?;
         socket.bind(&addr.into())?;
         if let Some(queue) = self.fast_open {
             set_fast_open(&socket, queue)?;

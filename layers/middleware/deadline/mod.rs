@@ -1,4 +1,5 @@
-//! Ends connections whose peer is slow, silent, or has been here for too long.
+//! Ends connections whose peer is slow, silent, or has been here for too long; and, around a connector, the opening of
+//! one that takes too long: [`ConnectDeadlineLayer`].
 //!
 //! **Where it goes**: below TLS and whatever else talks first, so that the first-byte deadline begins after
 //! the handshake; above the crossing ([`FrameLayer`](crate::frame::FrameLayer)), whose request deadlines
@@ -60,6 +61,7 @@
 //! and the stream closed: for a peer that does not read (write stall, minimum rate) with a reset, so that
 //! nothing unsent stays behind in the kernel.
 
+mod connect;
 mod settings;
 mod stream;
 
@@ -73,7 +75,11 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-pub use self::{settings::Deadlines, stream::DeadlineIo};
+pub use self::{
+    connect::{ConnectDeadline, ConnectDeadlineFuture, ConnectDeadlineLayer, ConnectElapsed},
+    settings::Deadlines,
+    stream::DeadlineIo,
+};
 pub use crate::conn::Elapsed;
 use crate::{
     base::{

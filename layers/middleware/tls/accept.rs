@@ -55,7 +55,7 @@ impl TlsAcceptLayer {
             config: config.into(),
             limit: HandshakeLimit::new(Handshakes::default(), CloseReason::Handshake),
             max_hello: MAX_HELLO,
-            metrics: Arc::default(),
+            metrics: Arc::new(Metrics::accepted()),
         }
     }
 

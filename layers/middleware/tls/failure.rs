@@ -32,7 +32,7 @@ labelled! {
         TooLong = "too_long",
         /// We do not accept the peer's certificate, or it has none and must have one.
         TheirCertificate = "their_certificate",
-        /// The peer asked for a name that we have no certificate for, or for none, and there is no default.
+        /// The client asked for a name that the server has no certificate for, or for none, and there is no default.
         UnknownName = "unknown_name",
         /// The peer does not accept our certificate, and said so.
         OurCertificate = "our_certificate",
@@ -61,8 +61,29 @@ impl HandshakeFailure {
         )
     }
 
+    /// In an error's text.
+    pub(super) fn in_words(self) -> &'static str {
+        match self {
+            Self::Evicted => "it made room for another",
+            Self::Late => "not done in time",
+            Self::Left => "told to leave before it began",
+            Self::Malformed => "the peer broke the protocol",
+            Self::NoCommonAlpn => "no protocol in common",
+            Self::NoCommonCipher => "no cipher suite in common",
+            Self::NoCommonVersion => "no version in common",
+            Self::NotTls => "the peer speaks no TLS",
+            Self::Silent => "the peer was silent",
+            Self::TooLong => "the ClientHello is too long",
+            Self::TheirCertificate => "the peer's certificate is not accepted",
+            Self::UnknownName => "there is no certificate for the name that was asked for",
+            Self::OurCertificate => "the peer does not accept our certificate",
+            Self::Vanished => "the peer went away",
+            Self::Other => "something is wrong",
+        }
+    }
+
     /// What the connection ends with.
-    fn reason(self) -> CloseReason {
+    pub(super) fn reason(self) -> CloseReason {
         match self {
             Self::Evicted => CloseReason::HandshakeLimit,
             Self::Late => CloseReason::Handshake,
@@ -96,24 +117,7 @@ impl HandshakeError {
 
 impl fmt::Display for HandshakeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("TLS handshake failed: ")?;
-        f.write_str(match self.failure {
-            HandshakeFailure::Evicted => "it made room for another",
-            HandshakeFailure::Late => "not done in time",
-            HandshakeFailure::Left => "told to leave before it began",
-            HandshakeFailure::Malformed => "the peer broke the protocol",
-            HandshakeFailure::NoCommonAlpn => "no protocol in common",
-            HandshakeFailure::NoCommonCipher => "no cipher suite in common",
-            HandshakeFailure::NoCommonVersion => "no version in common",
-            HandshakeFailure::NotTls => "the peer speaks no TLS",
-            HandshakeFailure::Silent => "the peer was silent",
-            HandshakeFailure::TooLong => "the ClientHello is too long",
-            HandshakeFailure::TheirCertificate => "the peer's certificate is not accepted",
-            HandshakeFailure::UnknownName => "no certificate for the name it asked for",
-            HandshakeFailure::OurCertificate => "the peer does not accept our certificate",
-            HandshakeFailure::Vanished => "the peer went away",
-            HandshakeFailure::Other => "something is wrong",
-        })
+        write!(f, "TLS handshake failed: {}", self.failure.in_words())
     }
 }
 
@@ -236,7 +240,7 @@ fn class_of_incompatible(what: &PeerIncompatible) -> HandshakeFailure {
     }
 }
 
-/// What a client says as it gives up (RFC 8446, section 6.2).
+/// What the other end says as it gives up (RFC 8446, section 6.2).
 fn class_of_alert(alert: AlertDescription) -> HandshakeFailure {
     use AlertDescription as A;
     match alert {
@@ -247,7 +251,9 @@ fn class_of_alert(alert: AlertDescription) -> HandshakeFailure {
         | A::CertificateUnknown
         | A::UnknownCA
         | A::BadCertificateStatusResponse
-        | A::BadCertificateHashValue => HandshakeFailure::OurCertificate,
+        | A::BadCertificateHashValue
+        | A::CertificateRequired => HandshakeFailure::OurCertificate,
+        A::UnrecognisedName => HandshakeFailure::UnknownName,
         A::CloseNotify | A::UserCanceled => HandshakeFailure::Vanished,
         A::ProtocolVersion => HandshakeFailure::NoCommonVersion,
         A::HandshakeFailure | A::InsufficientSecurity => HandshakeFailure::NoCommonCipher,

@@ -1,7 +1,8 @@
 use std::fmt;
 
 use tokio_rustls::rustls::{
-    HandshakeKind, ProtocolVersion, ServerConnection, pki_types::CertificateDer,
+    ClientConnection, CommonState, HandshakeKind, ProtocolVersion, ServerConnection,
+    pki_types::CertificateDer,
 };
 use tracing::Span;
 
@@ -23,18 +24,28 @@ pub struct TlsInfo {
     version: TlsVersion,
     cipher_suite: &'static str,
     resumed: bool,
-    client_chain: Box<[CertificateDer<'static>]>,
+    peer_chain: Box<[CertificateDer<'static>]>,
+    is_client: bool,
 }
 
 impl TlsInfo {
-    /// Of a handshake that is done.
+    /// Of a handshake that a client began with us.
     pub(super) fn of(session: &ServerConnection) -> Self {
+        Self::settled(session, session.server_name(), false)
+    }
+
+    /// Of a handshake that we began, with a server of this name.
+    pub(super) fn of_client(session: &ClientConnection, server_name: Option<&str>) -> Self {
+        Self::settled(session, server_name, true)
+    }
+
+    fn settled(session: &CommonState, server_name: Option<&str>, is_client: bool) -> Self {
         let chain = session
             .peer_certificates()
             .unwrap_or_default();
         let suite = session.negotiated_cipher_suite();
         Self {
-            server_name: session.server_name().map(Box::from),
+            server_name: server_name.map(Box::from),
             alpn: session.alpn_protocol().map(Box::from),
             version: match session.protocol_version() {
                 Some(ProtocolVersion::TLSv1_2) => TlsVersion::Tls12,
@@ -44,11 +55,13 @@ impl TlsInfo {
                 .and_then(|suite| suite.suite().as_str())
                 .unwrap_or("unknown"),
             resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
-            client_chain: chain.into(),
+            peer_chain: chain.into(),
+            is_client,
         }
     }
 
-    /// The host that the client wanted to reach (SNI), in lower case.
+    /// The host that the client wanted to reach (SNI), in lower case. On a connection of ours it is what we asked for;
+    /// none if that was an address.
     #[must_use]
     pub fn server_name(&self) -> Option<&str> {
         self.server_name.as_deref()
@@ -72,7 +85,7 @@ impl TlsInfo {
         self.cipher_suite
     }
 
-    /// Whether it took up an earlier session, whose client certificate then holds, and no new one was shown.
+    /// Whether it took up an earlier session, whose certificates then hold, and no new ones were shown.
     #[must_use]
     pub fn is_resumed(&self) -> bool {
         self.resumed
@@ -81,7 +94,25 @@ impl TlsInfo {
     /// The client's certificates in DER, its own first; none unless it was asked for one and it was accepted.
     #[must_use]
     pub fn client_certificates(&self) -> impl ExactSizeIterator<Item = &[u8]> {
-        self.client_chain
+        let chain = if self.is_client {
+            &[]
+        } else {
+            &*self.peer_chain
+        };
+        chain
+            .iter()
+            .map(|certificate| certificate.as_ref())
+    }
+
+    /// The server's certificates in DER, its own first, of a connection that we opened; none of one that was accepted.
+    #[must_use]
+    pub fn server_certificates(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        let chain = if self.is_client {
+            &*self.peer_chain
+        } else {
+            &[]
+        };
+        chain
             .iter()
             .map(|certificate| certificate.as_ref())
     }
@@ -92,7 +123,7 @@ impl TlsInfo {
     /// choice: the alternative names are there.
     #[must_use]
     pub fn client_subject(&self) -> Option<String> {
-        let own = self.client_chain.first()?;
+        let own = self.client_certificates().next()?;
         x509::subject(own)
     }
 

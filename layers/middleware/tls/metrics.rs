@@ -14,20 +14,30 @@ pub(super) struct Metrics {
     seconds: Histogram,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    /// Of handshakes that clients begin.
+    pub(super) fn accepted() -> Self {
+        Self::new("tower_net_handshakes_total", "tower_net_handshake_seconds")
+    }
+
+    /// Of handshakes that we begin.
+    pub(super) fn outgoing() -> Self {
+        Self::new(
+            "tower_net_outgoing_handshakes_total",
+            "tower_net_outgoing_handshake_seconds",
+        )
+    }
+
+    fn new(total: &'static str, seconds: &'static str) -> Self {
+        let outcome = |outcome: &'static str| counter!(total, "outcome" => outcome);
         Self {
             full: outcome("ok_full"),
             resumed: outcome("ok_resumed"),
             abandoned: outcome("abandoned"),
             failed: std::array::from_fn(|at| outcome(HandshakeFailure::ALL[at].label())),
-            seconds: histogram!("tower_net_handshake_seconds"),
+            seconds: histogram!(seconds),
         }
     }
-}
-
-fn outcome(outcome: &'static str) -> Counter {
-    counter!("tower_net_handshakes_total", "outcome" => outcome)
 }
 
 impl fmt::Debug for Metrics {

@@ -1,4 +1,5 @@
-//! TLS, accepted in the connection's own future: a slow handshake is nobody else's.
+//! TLS, accepted in the connection's own future: a slow handshake is nobody else's. Around a connector it is
+//! [`TlsConnectLayer`], which the rest of this page is not about.
 //!
 //! **Where it goes**: below the meter, the limits and the PROXY header, so that a peer is counted before it costs a
 //! handshake; above [`DeadlineLayer`](crate::deadline::DeadlineLayer), whose first byte is then the first of plain
@@ -87,7 +88,9 @@ macro_rules! labelled {
 mod accept;
 mod certificates;
 mod config;
+mod connect;
 mod failure;
+mod handshake;
 mod info;
 mod metrics;
 mod pem;
@@ -101,10 +104,12 @@ pub use self::{
     accept::{TlsAccept, TlsAcceptFuture, TlsAcceptLayer},
     certificates::{CertificateSet, Certificates},
     config::{ConfigFault, TlsConfig, TlsConfigError},
+    connect::{TlsConnect, TlsConnectFuture, TlsConnectLayer},
     failure::{HandshakeError, HandshakeFailure},
+    handshake::{ServerNameError, TlsConnectError},
     info::{TlsInfo, TlsVersion},
     pem::PemFiles,
     reload::Reload,
-    stream::TlsIo,
+    stream::{TlsClientIo, TlsIo},
 };
 pub use crate::base::client_hello::HelloError;

@@ -3,6 +3,7 @@
 mod crowd;
 mod example;
 mod openssl;
+mod outgoing;
 mod reload;
 
 use std::{fmt::Write, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
