@@ -64,7 +64,8 @@
 //!                            deadline        first byte, idle, write stall, age
 //!                            throttle        so many bytes a second
 //!                            frame           bytes ─► requests ─► replies
-//!                          └─ all but the last two as one value: guard
+//!                              or forward      bytes ─► an upstream, and back
+//!                          └─ all but the last three as one value: guard
 //! ```
 //!
 //! Connections that a service opens itself come from a connector of [`connect`], through layers of the same kind: PROXY
@@ -87,6 +88,7 @@
 //! | what | default | because |
 //! |---|---|---|
 //! | first byte | 3 s | clients of raw protocols speak at once; one lost packet must not cost them |
+//! | upstream of a tunnel | 5 s to connect; 1 h idle, 60 s after one side has ended | see [`forward`] |
 //! | first bytes that choose a service | 3 s, 16 KiB | as for the first byte; above every ClientHello that is seen |
 //! | idle | 90 s | as Go's `http.Transport` keeps its idle connections |
 //! | write stall | 30 s | longer than any pause of a peer that will go on |
@@ -142,6 +144,8 @@
 //! | `tower_net_outgoing_handshakes_total`, `tower_net_outgoing_handshake_seconds` | counter, histogram | the same of those that we begin | [`tls`] |
 //! | `tower_net_tls_reloads_total` | counter | `outcome`: `ok`, or see [`ConfigFault`](tls::ConfigFault) | [`tls`] |
 //! | `tower_net_detected_total` | counter | `protocol`: the names of the routes, or `other` | [`detect`] |
+//! | `tower_net_forward_connects_total` | counter | `outcome`: `ok`, `failed`, `timeout` | [`forward`] |
+//! | `tower_net_forwarded_bytes_total` | counter | `by`: `splice`, `copy` | [`forward`] |
 //! | `tower_net_throttled_bytes_total` | counter | `direction`: `receive`, `send`; `dry_run`: `true`, `false` | [`throttle`] |
 //! | `tower_net_requests_total` | counter | `service`, `outcome`: `ok`, `failed` | [`frame`], [`http`] |
 //! | `tower_net_request_seconds` | histogram | `service`, `outcome`; zero for a request that was answered at once | [`frame`], [`http`] |

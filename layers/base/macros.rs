@@ -64,3 +64,28 @@ macro_rules! delegate_socket {
         }
     };
 }
+
+/// The way to a pipe by delegation to the field, for a wrapper that neither looks at the bytes nor counts them.
+macro_rules! delegate_pipes {
+    ($io:ident) => {
+        fn takes_pipes(&self) -> bool {
+            self.$io.takes_pipes()
+        }
+
+        fn poll_read_pipe(
+            &mut self,
+            cx: &mut std::task::Context<'_>,
+            pipe: &mut crate::base::io::Pipe,
+        ) -> std::task::Poll<std::io::Result<usize>> {
+            self.$io.poll_read_pipe(cx, pipe)
+        }
+
+        fn poll_write_pipe(
+            &mut self,
+            cx: &mut std::task::Context<'_>,
+            pipe: &mut crate::base::io::Pipe,
+        ) -> std::task::Poll<std::io::Result<usize>> {
+            self.$io.poll_write_pipe(cx, pipe)
+        }
+    };
+}

@@ -113,6 +113,8 @@ impl<I: Io> Io for Conn<I> {
     fn socket(&self) -> Option<SockRef<'_>> {
         self.io.socket()
     }
+
+    delegate_pipes!(io);
 }
 
 impl<I: Io> AsyncRead for Conn<I> {

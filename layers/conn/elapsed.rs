@@ -33,6 +33,7 @@ impl fmt::Display for Elapsed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.which {
             CloseReason::FirstByte => f.write_str("no first byte")?,
+            CloseReason::HalfClose => f.write_str("nothing came after one side had ended")?,
             CloseReason::Idle => f.write_str("nothing moved")?,
             CloseReason::WriteStall => f.write_str("no byte could be written")?,
             CloseReason::MinRate => f.write_str("bytes moved too slowly")?,

@@ -102,8 +102,11 @@ impl Ending {
     /// The stream failed. One that just ended, as that of a TLS peer that leaves without a goodbye, was left by its
     /// peer.
     pub(crate) fn saw_failure(&self, error: &io::Error) {
-        if error.kind() == io::ErrorKind::UnexpectedEof {
-            return self.saw_end();
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => return self.saw_end(),
+            // That it does not know how is no failure of a stream.
+            io::ErrorKind::Unsupported => return,
+            _ => {}
         }
         self.broken
             .store(true, Ordering::Relaxed);

@@ -47,6 +47,8 @@ reasons! {
     Filter = "filter",
     /// No byte came within the first-byte deadline, or while a PROXY header or a handshake was due.
     FirstByte = "first_byte",
+    /// One side of a tunnel had ended, and nothing came from the other within the half-close deadline.
+    HalfClose = "half_close",
     /// A handler took longer than the handler deadline.
     Handler = "handler",
     /// A TLS handshake was begun and not finished in time.
@@ -88,19 +90,27 @@ reasons! {
     /// The service ended it of its own accord, with or without an error. (Also what a peer's end comes to in a
     /// stack that does not look at the stream: `peer` and `reset` are seen by meter, deadline and frame.)
     Served = "served",
+    /// What it was to be forwarded to could not be reached, or broke.
+    Upstream = "upstream",
     /// No byte could be written for the write-stall timeout.
     WriteStall = "write_stall",
 }
 
 impl CloseReason {
-    /// Whether the close is a reset: of a connection that is refused before anything is read, or of a peer that
-    /// will not read, for whom what is unsent is not worth keeping.
+    /// Whether the close is a reset: of a connection that is refused before anything is read, of a peer that
+    /// will not read, for whom what is unsent is not worth keeping, or of one side of a tunnel whose other side did not
+    /// end in order either.
     #[must_use]
     pub fn resets(self) -> bool {
         self.is_refusal()
             || matches!(
                 self,
-                Self::Cut | Self::MinRate | Self::Reply | Self::WriteStall
+                Self::Cut
+                    | Self::HalfClose
+                    | Self::MinRate
+                    | Self::Reply
+                    | Self::Upstream
+                    | Self::WriteStall
             )
     }
 

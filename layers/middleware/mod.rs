@@ -3,6 +3,7 @@
 pub mod deadline;
 pub mod detect;
 pub mod filter;
+pub mod forward;
 pub mod frame;
 #[cfg(feature = "http")]
 pub mod http;

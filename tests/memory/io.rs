@@ -173,6 +173,23 @@ async fn every_wrapper_but_the_opaque_one_shows_the_socket_below() {
     }
 }
 
+#[tokio::test]
+async fn whoever_must_see_the_bytes_takes_no_pipes() {
+    for (name, wrap) in WRAPPERS {
+        let (near, _far) = tcp_pair().await;
+
+        let io = wrap(Box::new(near));
+
+        let must_see = ["OpaqueIo", "ThrottleIo of throttle"].contains(name);
+        assert_eq!(io.takes_pipes(), !must_see, "{name}");
+    }
+    let (near, _far) = tcp_pair().await;
+    let mut rewound = RewoundIo::new(Bytes::from("x"), near);
+    assert!(!rewound.takes_pipes());
+    assert_eq!(rewound.read_u8().await.unwrap(), b'x');
+    assert!(rewound.takes_pipes());
+}
+
 /// A handshake comes first, so it has no row in the table above.
 #[cfg(feature = "tls")]
 #[tokio::test]

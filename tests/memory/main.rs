@@ -23,6 +23,7 @@ mod detect;
 mod detect_services;
 mod error;
 mod filter;
+mod forward;
 mod frame;
 mod frame_account;
 mod frame_codec;

@@ -49,6 +49,7 @@ const ELSEWHERE: &[CloseReason] = &[
     CloseReason::ConnectRate,
     CloseReason::Detect,
     CloseReason::Filter,
+    CloseReason::HalfClose,
     CloseReason::Handshake,
     CloseReason::HandshakeFailed,
     CloseReason::HandshakeLimit,
@@ -57,6 +58,7 @@ const ELSEWHERE: &[CloseReason] = &[
     CloseReason::ProxyHeader,
     CloseReason::ProxyTimeout,
     CloseReason::Reclaimed,
+    CloseReason::Upstream,
 ];
 
 /// A server with settings and peers at random; returns how often connections ended for each reason.

@@ -70,6 +70,11 @@ impl Process {
         }
     }
 
+    /// Its number among processes.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The next `listening …` line.
     pub fn listening(&mut self) -> Listening {
         let line = self.line().unwrap_or_else(|| {

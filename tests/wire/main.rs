@@ -14,6 +14,8 @@ mod detect;
 mod dns;
 mod drain;
 mod echo;
+#[cfg(all(feature = "guard", feature = "tls"))]
+mod forward;
 mod frames;
 mod guard;
 mod http;

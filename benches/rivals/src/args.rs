@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -28,6 +29,9 @@ pub(crate) enum Command {
     /// Measure HTTP/1.1 requests instead: an axum `Router`, behind the guards and without
     #[cfg(feature = "ours")]
     Web(WebArgs),
+    /// Measure a proxy of one stream instead: CPU a byte, beside tokio's copy and HAProxy
+    #[cfg(feature = "ours")]
+    Forward(ForwardArgs),
     /// Measure a rate check for each peer instead: time and memory, beside keyed `governor`
     Checks(ChecksArgs),
     /// Say how much memory one contestant takes (started by `checks`)
@@ -43,6 +47,9 @@ pub(crate) enum Command {
         name: String,
         #[arg(long, default_value_t = 0)]
         core: usize,
+        /// Whom a proxy forwards to
+        #[arg(long)]
+        upstream: Option<SocketAddr>,
     },
 }
 
@@ -144,6 +151,22 @@ pub(crate) struct WebArgs {
     /// Let the handler wait once before it answers
     #[arg(long)]
     pub(crate) waiting: bool,
+    #[command(flatten)]
+    pub(crate) cores: Cores,
+}
+
+#[cfg(feature = "ours")]
+#[derive(Debug, Args)]
+pub(crate) struct ForwardArgs {
+    /// Turns of each contestant
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// MiB in a turn
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) mib: u64,
+    /// Leave HAProxy out, where it is not installed
+    #[arg(long = "no-haproxy", action = clap::ArgAction::SetFalse)]
+    pub(crate) haproxy: bool,
     #[command(flatten)]
     pub(crate) cores: Cores,
 }

@@ -13,6 +13,8 @@ mod checks;
 mod client;
 mod contestants;
 mod cpu;
+#[cfg(feature = "ours")]
+mod forward;
 mod idle;
 #[cfg(feature = "ours")]
 mod instructions;
@@ -36,7 +38,11 @@ use crate::args::{Cli, Command};
 fn main() -> Result<()> {
     let cli = Cli::parse();
     match cli.command {
-        Some(Command::Server { name, core }) => server::run(&name, core),
+        Some(Command::Server {
+            name,
+            core,
+            upstream,
+        }) => server::run(&name, core, upstream),
         Some(Command::Checks(args)) => checks::run(&args),
         Some(Command::ChecksMemory {
             name,
@@ -59,6 +65,11 @@ fn main() -> Result<()> {
             cpu::allow_many_files()?;
             cpu::pin(args.cores.client_core)?;
             tls::run(&args)
+        }
+        #[cfg(feature = "ours")]
+        Some(Command::Forward(args)) => {
+            cpu::pin(args.cores.client_core)?;
+            forward::run(&args)
         }
         #[cfg(feature = "ours")]
         Some(Command::Web(args)) => {

@@ -14,8 +14,12 @@ use crate::contestants::{self, Contestant};
 use crate::cpu::{self, CpuClock};
 
 /// Serves as the contestant `name` until the parent lets go.
-pub(crate) fn run(name: &str, core: usize) -> Result<()> {
+pub(crate) fn run(name: &str, core: usize, upstream: Option<SocketAddr>) -> Result<()> {
     let contestant = contestants::find(name)?;
+    #[cfg(feature = "ours")]
+    upstream.map(crate::forward::set_upstream);
+    #[cfg(not(feature = "ours"))]
+    let _nobody_forwards = upstream;
     cpu::pin(core)?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let mut stdout = io::stdout();
@@ -39,8 +43,23 @@ pub(crate) struct ServerProcess {
 impl ServerProcess {
     /// Starts this program again as the server of `contestant`.
     pub(crate) fn start(contestant: &Contestant, core: usize) -> Result<Self> {
+        Self::spawn(contestant, core, &[])
+    }
+
+    /// The same for a proxy that forwards to `upstream`.
+    #[cfg(feature = "ours")]
+    pub(crate) fn start_before(
+        contestant: &Contestant,
+        core: usize,
+        upstream: SocketAddr,
+    ) -> Result<Self> {
+        Self::spawn(contestant, core, &["--upstream", &upstream.to_string()])
+    }
+
+    fn spawn(contestant: &Contestant, core: usize, more: &[&str]) -> Result<Self> {
         let mut child = Command::new(env::current_exe()?)
             .args(["server", contestant.name, "--core", &core.to_string()])
+            .args(more)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

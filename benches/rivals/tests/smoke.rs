@@ -95,3 +95,12 @@ fn all_web_servers_answer_whether_their_handler_waits_or_not() {
         );
     }
 }
+
+#[cfg(feature = "ours")]
+#[test]
+fn all_proxies_forward_every_byte() {
+    let (ok, text) = rivals(&["forward", "--rounds", "1", "--mib", "3"]);
+    assert!(ok, "{text}");
+    assert_eq!(text.matches("ours_").count(), 4, "{text}");
+    assert_eq!(text.matches("haproxy").count(), 2, "{text}");
+}

@@ -18,6 +18,7 @@ impl BoxedIo {
 
 impl Io for BoxedIo {
     delegate_socket!(io);
+    delegate_pipes!(io);
 }
 
 impl AsyncRead for BoxedIo {

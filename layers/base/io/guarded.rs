@@ -28,6 +28,7 @@ impl<I, G> GuardedIo<I, G> {
 
 impl<I: Io, G: Unpin + Send + 'static> Io for GuardedIo<I, G> {
     delegate_socket!(io);
+    delegate_pipes!(io);
 }
 
 impl<I: Io, G: Unpin> AsyncRead for GuardedIo<I, G> {

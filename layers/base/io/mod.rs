@@ -8,27 +8,36 @@
 //! | [`RewoundIo`] | bytes already read must be read again by the next in line |
 //! | [`prelude`] | the first bytes must be looked at, within a bound and a deadline |
 //! | [`Linger`] | the last reply must reach a peer that is still sending |
+//! | [`Pipe`] | bytes go from socket to socket, and nobody has to see them |
 
 mod boxed;
 mod guarded;
 mod linger;
+mod pipe;
 pub mod prelude;
 mod rewound;
 
-use std::{io, mem::MaybeUninit, time::Duration};
+use std::{
+    io,
+    mem::MaybeUninit,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, DuplexStream},
+    io::{AsyncRead, AsyncWrite, DuplexStream, Interest},
     net::{TcpStream, UnixStream},
 };
 use tokio_util::either::Either;
 
+pub(crate) use self::pipe::Pipes;
 pub use self::{
     boxed::BoxedIo,
     guarded::GuardedIo,
     linger::{Linger, Lingered, linger},
     opaque::OpaqueIo,
+    pipe::Pipe,
     rewound::RewoundIo,
 };
 
@@ -46,25 +55,109 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     fn socket(&self) -> Option<SockRef<'_>> {
         None
     }
-}
 
-impl Io for TcpStream {
-    fn socket(&self) -> Option<SockRef<'_>> {
-        Some(SockRef::from(self))
+    /// Whether bytes may go between this stream and a [`Pipe`] as it is now, without being looked at on the way.
+    ///
+    /// A socket says so; a wrapper that must see the bytes says nothing, which is the default and means no. One that
+    /// does not care, or only counts, forwards this and the two below.
+    fn takes_pipes(&self) -> bool {
+        false
+    }
+
+    /// Reads into an empty pipe rather than a buffer; ready with zero at the end of the stream.
+    ///
+    /// # Errors
+    ///
+    /// As a read has; and [`Unsupported`](io::ErrorKind::Unsupported), the default, if the stream must be read instead.
+    /// Nothing was read then, and the stream is as good as before.
+    fn poll_read_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        let _unused = (cx, pipe);
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+
+    /// Writes what a pipe holds, or the beginning of it.
+    ///
+    /// # Errors
+    ///
+    /// As a write has; and [`Unsupported`](io::ErrorKind::Unsupported), the default, if the stream must be written instead.
+    /// The pipe holds what it held then.
+    fn poll_write_pipe(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<io::Result<usize>> {
+        let _unused = (cx, pipe);
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
     }
 }
 
-impl Io for UnixStream {
-    fn socket(&self) -> Option<SockRef<'_>> {
-        Some(SockRef::from(self))
-    }
+/// A socket is what pipes are for.
+macro_rules! socket {
+    ($socket:ty) => {
+        impl Io for $socket {
+            fn socket(&self) -> Option<SockRef<'_>> {
+                Some(SockRef::from(self))
+            }
+
+            fn takes_pipes(&self) -> bool {
+                true
+            }
+
+            fn poll_read_pipe(
+                &mut self,
+                cx: &mut Context<'_>,
+                pipe: &mut Pipe,
+            ) -> Poll<io::Result<usize>> {
+                loop {
+                    ready!(self.poll_read_ready(cx))?;
+                    match self.try_io(Interest::READABLE, || pipe.fill(&*self)) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        filled => return Poll::Ready(filled),
+                    }
+                }
+            }
+
+            fn poll_write_pipe(
+                &mut self,
+                cx: &mut Context<'_>,
+                pipe: &mut Pipe,
+            ) -> Poll<io::Result<usize>> {
+                loop {
+                    ready!(self.poll_write_ready(cx))?;
+                    match self.try_io(Interest::WRITABLE, || pipe.drain(&*self)) {
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                        drained => return Poll::Ready(drained),
+                    }
+                }
+            }
+        }
+    };
 }
+
+socket!(TcpStream);
+socket!(UnixStream);
 
 impl Io for DuplexStream {}
 
 impl<I: Io + ?Sized> Io for Box<I> {
     fn socket(&self) -> Option<SockRef<'_>> {
         (**self).socket()
+    }
+
+    fn takes_pipes(&self) -> bool {
+        (**self).takes_pipes()
+    }
+
+    fn poll_read_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        (**self).poll_read_pipe(cx, pipe)
+    }
+
+    fn poll_write_pipe(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<io::Result<usize>> {
+        (**self).poll_write_pipe(cx, pipe)
     }
 }
 
@@ -73,6 +166,31 @@ impl<L: Io, R: Io> Io for Either<L, R> {
         match self {
             Self::Left(io) => io.socket(),
             Self::Right(io) => io.socket(),
+        }
+    }
+
+    fn takes_pipes(&self) -> bool {
+        match self {
+            Self::Left(io) => io.takes_pipes(),
+            Self::Right(io) => io.takes_pipes(),
+        }
+    }
+
+    fn poll_read_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Left(io) => io.poll_read_pipe(cx, pipe),
+            Self::Right(io) => io.poll_read_pipe(cx, pipe),
+        }
+    }
+
+    fn poll_write_pipe(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Left(io) => io.poll_write_pipe(cx, pipe),
+            Self::Right(io) => io.poll_write_pipe(cx, pipe),
         }
     }
 }

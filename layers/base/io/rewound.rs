@@ -7,7 +7,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::base::io::Io;
+use crate::base::io::{Io, Pipe};
 
 /// A stream with bytes put back in front of it: they are read first, then the stream goes on.
 ///
@@ -32,6 +32,26 @@ impl<I> RewoundIo<I> {
 
 impl<I: Io> Io for RewoundIo<I> {
     delegate_socket!(io);
+
+    /// Not before what was put back has been read.
+    fn takes_pipes(&self) -> bool {
+        self.front.is_empty() && self.io.takes_pipes()
+    }
+
+    fn poll_read_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        if !self.front.is_empty() {
+            return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+        }
+        self.io.poll_read_pipe(cx, pipe)
+    }
+
+    fn poll_write_pipe(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<io::Result<usize>> {
+        self.io.poll_write_pipe(cx, pipe)
+    }
 }
 
 impl<I: Io> AsyncRead for RewoundIo<I> {

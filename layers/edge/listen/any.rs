@@ -12,7 +12,7 @@ use tokio::{
 use tokio_util::net::Listener;
 
 use crate::{
-    base::io::Io,
+    base::io::{Io, Pipe},
     conn::Addr,
     edge::listen::{Tcp, TcpOptions, Unix, UnixOptions},
 };
@@ -95,6 +95,22 @@ macro_rules! either {
 impl Io for AnyIo {
     fn socket(&self) -> Option<SockRef<'_>> {
         either!(self, io => io.socket())
+    }
+
+    fn takes_pipes(&self) -> bool {
+        either!(self, io => io.takes_pipes())
+    }
+
+    fn poll_read_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        either!(self, io => io.poll_read_pipe(cx, pipe))
+    }
+
+    fn poll_write_pipe(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<io::Result<usize>> {
+        either!(self, io => io.poll_write_pipe(cx, pipe))
     }
 }
 

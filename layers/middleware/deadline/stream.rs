@@ -8,7 +8,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    base::io::Io,
+    base::io::{Io, Pipe},
     conn::{CloseReason, ConnInfo, Elapsed, reset_on_drop, turn::Turn},
 };
 
@@ -62,27 +62,13 @@ impl<I: Io> DeadlineIo<I> {
         result
     }
 
-    fn moved(&self, result: Poll<io::Result<usize>>, cx: &Context<'_>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = &result {
-            self.info.waits.move_out(*bytes as u64);
-        }
-        self.written(result, cx)
-    }
-}
-
-impl<I: Io> Io for DeadlineIo<I> {
-    delegate_socket!(io);
-}
-
-impl<I: Io> AsyncRead for DeadlineIo<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.check(self.info.waits.read_late.get())?;
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.io).poll_read(cx, buf);
+    /// Ready with how much was read into what had room for it.
+    fn read<T>(
+        &self,
+        result: Poll<io::Result<T>>,
+        bytes: impl FnOnce(&T) -> Option<usize>,
+        cx: &Context<'_>,
+    ) -> Poll<io::Result<T>> {
         let waits = &self.info.waits;
         let was = waits.reading.get();
         waits.reading.set(result.is_pending());
@@ -96,16 +82,59 @@ impl<I: Io> AsyncRead for DeadlineIo<I> {
             }
             Poll::Pending => {}
             Poll::Ready(Err(error)) => self.info.ending.saw_failure(error),
-            Poll::Ready(Ok(())) => {
-                let read = buf.filled().len() - before;
-                if read > 0 {
-                    waits.move_in(read as u64);
-                } else if buf.remaining() > 0 {
-                    self.info.ending.saw_end();
-                }
-            }
+            Poll::Ready(Ok(done)) => match bytes(done) {
+                Some(0) => self.info.ending.saw_end(),
+                Some(read) => waits.move_in(read as u64),
+                None => {}
+            },
         }
         result
+    }
+
+    fn moved(&self, result: Poll<io::Result<usize>>, cx: &Context<'_>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &result {
+            self.info.waits.move_out(*bytes as u64);
+        }
+        self.written(result, cx)
+    }
+}
+
+impl<I: Io> Io for DeadlineIo<I> {
+    delegate_socket!(io);
+
+    fn takes_pipes(&self) -> bool {
+        self.io.takes_pipes()
+    }
+
+    fn poll_read_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        self.check(self.info.waits.read_late.get())?;
+        let result = self.io.poll_read_pipe(cx, pipe);
+        self.read(result, |read| Some(*read), cx)
+    }
+
+    fn poll_write_pipe(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<io::Result<usize>> {
+        self.check(self.info.waits.write_late.get())?;
+        let result = self.io.poll_write_pipe(cx, pipe);
+        self.moved(result, cx)
+    }
+}
+
+impl<I: Io> AsyncRead for DeadlineIo<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.check(self.info.waits.read_late.get())?;
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.io).poll_read(cx, buf);
+        let read = buf.filled().len() - before;
+        let had_room = read > 0 || buf.remaining() > 0;
+        self.read(result, |_| had_room.then_some(read), cx)
     }
 }
 

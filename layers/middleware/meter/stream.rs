@@ -12,7 +12,7 @@ use metrics::IntoF64;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    base::io::Io,
+    base::io::{Io, Pipe},
     conn::{Conn, ConnInfo, Safeguard},
     middleware::meter::Tally,
 };
@@ -35,6 +35,29 @@ impl<I> MeterIo<I> {
 
 impl<I: Io> Io for MeterIo<I> {
     delegate_socket!(io);
+
+    fn takes_pipes(&self) -> bool {
+        self.io.takes_pipes()
+    }
+
+    fn poll_read_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        match self.io.poll_read_pipe(cx, pipe) {
+            Poll::Ready(Ok(read)) => {
+                self.meter.read(read, true);
+                Poll::Ready(Ok(read))
+            }
+            other => self.meter.waits_or_fails(other),
+        }
+    }
+
+    fn poll_write_pipe(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<io::Result<usize>> {
+        let written = self.io.poll_write_pipe(cx, pipe);
+        self.meter.wrote(written)
+    }
 }
 
 impl<I: Io> AsyncRead for MeterIo<I> {

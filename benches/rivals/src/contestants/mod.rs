@@ -6,6 +6,8 @@
 mod accept;
 mod bare;
 mod epoll;
+#[cfg(feature = "ours")]
+mod forward;
 mod framed;
 mod framed_feed;
 mod framed_timeout;
@@ -55,6 +57,18 @@ pub(crate) const WEB: &[Contestant] = &[
     Contestant::new("ours_http", |l| on_tokio(l, web::crossing)),
 ];
 
+/// The proxies of `rivals forward`, the baseline first.
+#[cfg(feature = "ours")]
+pub(crate) const FORWARD: &[Contestant] = &[
+    Contestant::new("copy", |l| on_tokio(l, forward::copy)),
+    Contestant::new("ours_splice", |l| on_tokio(l, forward::splice)),
+    Contestant::new("ours_metered", |l| on_tokio(l, forward::metered)),
+    Contestant::new("ours_guarded", |l| on_tokio(l, forward::guard)),
+    Contestant::new("ours_buffers", |l| on_tokio(l, forward::buffers)),
+];
+
+#[cfg(not(feature = "ours"))]
+const FORWARD: &[Contestant] = &[];
 #[cfg(not(feature = "ours"))]
 const TLS: &[Contestant] = &[];
 #[cfg(not(feature = "ours"))]
@@ -113,6 +127,7 @@ pub(crate) fn find(name: &str) -> Result<&'static Contestant> {
         .chain(TLS)
         .chain(ACCEPT)
         .chain(WEB)
+        .chain(FORWARD)
         .find(|contestant| contestant.name == name)
         .with_context(|| format!("no contestant `{name}`; there are: {}", known()))
 }
