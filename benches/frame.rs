@@ -2,7 +2,7 @@
 
 mod harness;
 
-use std::{convert::Infallible, io};
+use std::{convert::Infallible, future::poll_fn, io, task::Poll};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
@@ -12,7 +12,7 @@ use tower::{Service, ServiceBuilder, ServiceExt};
 use tower_net::{
     Conn,
     deadline::DeadlineLayer,
-    frame::{FrameLayer, Framing, LengthDelimited, Request},
+    frame::{FrameLayer, Framing, LengthDelimited, Request, RpcCodec, RpcLayer},
     limit::ConnectionLimitLayer,
     meter::MeterLayer,
     trace::TraceLayer,
@@ -25,7 +25,7 @@ macro_rules! with {
             let stack = ServiceBuilder::new()
                 .layer($layer)
                 .layer(layer());
-            serve(stack.service_fn(echo), rounds, 64, 1);
+            serve(stack.service_fn(echo), peer(rounds, 64, 1));
         }
     };
 }
@@ -49,6 +49,24 @@ const SCENES: &[Scene] = &[
     ("tokio-util Framed, depth 64", |rounds| {
         rival(rounds, 64, 64)
     }),
+    ("rpc, multiplexed, 64 bytes, depth 1", |rounds| {
+        called(rounds, Framing::default().multiplexed(64), 1);
+    }),
+    ("rpc, multiplexed, 64 bytes, depth 64", |rounds| {
+        called(rounds, Framing::default().multiplexed(64), 64);
+    }),
+    ("rpc, pipelined, 64 bytes, depth 64", |rounds| {
+        called(rounds, Framing::default().pipelined(64), 64);
+    }),
+    ("frame, depth 64, all late", |rounds| {
+        let stack = ServiceBuilder::new().layer(layer());
+        serve(stack.service_fn(late), peer(rounds, 64, 64));
+    }),
+    ("rpc, multiplexed, depth 64, all late", |rounds| {
+        let framing = Framing::default().multiplexed(64);
+        let stack = ServiceBuilder::new().layer(rpc(framing));
+        serve(stack.service_fn(late), caller(rounds, 64));
+    }),
     ("all layers, 4096 bytes, depth 1", |rounds| {
         full(rounds, 4096, 1)
     }),
@@ -68,6 +86,24 @@ async fn echo(request: Request<Bytes>) -> Result<Bytes, Infallible> {
 fn layer() -> FrameLayer<LengthDelimited> {
     let framing = Framing::default().pipelined(64);
     FrameLayer::with_framing(LengthDelimited::max_frame(1 << 20), framing).expect("not zero")
+}
+
+fn rpc(framing: Framing) -> RpcLayer {
+    RpcLayer::with_framing(RpcCodec::max_payload(1 << 20), framing).expect("not zero")
+}
+
+/// Answers when it is polled the second time.
+async fn late(request: Request<Bytes>) -> Result<Bytes, Infallible> {
+    let mut polled = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut polled, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+    Ok(request.into_message())
 }
 
 fn limit() -> ConnectionLimitLayer {
@@ -106,10 +142,14 @@ fn framed(rounds: u64, size: usize, depth: usize) {
         ServiceBuilder::new()
             .layer(layer())
             .service_fn(echo),
-        rounds,
-        size,
-        depth,
+        peer(rounds, size, depth),
     );
+}
+
+/// Requests with ids and the time left.
+fn called(rounds: u64, framing: Framing, depth: usize) {
+    let stack = ServiceBuilder::new().layer(rpc(framing));
+    serve(stack.service_fn(echo), caller(rounds, depth));
 }
 
 fn full(rounds: u64, size: usize, depth: usize) {
@@ -120,14 +160,14 @@ fn full(rounds: u64, size: usize, depth: usize) {
         .layer(DeadlineLayer::default())
         .layer(layer())
         .service_fn(echo);
-    serve(stack, rounds, size, depth);
+    serve(stack, peer(rounds, size, depth));
 }
 
-fn serve<S>(stack: S, rounds: u64, size: usize, depth: usize)
+fn serve<S>(stack: S, peer: Bursts)
 where
     S: Service<Conn<Bursts>, Response = (), Error = tower::BoxError>,
 {
-    let conn = Conn::new(peer(rounds, size, depth), ());
+    let conn = Conn::new(peer, ());
     run(async move {
         stack
             .oneshot(conn)
@@ -144,6 +184,32 @@ fn peer(rounds: u64, size: usize, depth: usize) -> Bursts {
     }
     Bursts::new(burst, rounds)
 }
+
+/// A client of the RPC framing, whose ids rise from burst to burst.
+fn caller(rounds: u64, depth: usize) -> Bursts {
+    let mut burst = BytesMut::new();
+    for id in 1..=depth as u64 {
+        burst.put_u32(16 + 64);
+        burst.put_slice(&[1, 1, 0, 16]);
+        burst.put_u64(id);
+        burst.put_u32(5_000);
+        burst.put_bytes(7, 64);
+    }
+    Bursts::new(burst, rounds).changing(|burst| {
+        let mut next = BytesMut::from(&burst[..]);
+        let depth = (next.len() / FRAME) as u64;
+        for frame in next.chunks_mut(FRAME) {
+            let id = frame[8..16]
+                .try_into()
+                .map_or(0, u64::from_be_bytes);
+            frame[8..16].copy_from_slice(&(id + depth).to_be_bytes());
+        }
+        *burst = next.freeze();
+    })
+}
+
+/// A request of 64 bytes in the RPC framing.
+const FRAME: usize = 20 + 64;
 
 fn run(future: impl Future<Output = io::Result<()>>) {
     let runtime = tokio::runtime::Builder::new_current_thread()

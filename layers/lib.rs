@@ -48,7 +48,7 @@
 //! # What it is not
 //!
 //! No framework: there is no service trait of its own, no context type, no runtime made, no signal handler
-//! installed, no process ended. No protocol: bring a codec, or take one of the two here.
+//! installed, no process ended. No protocol: bring a codec, or take one of the three here.
 //!
 //! # The life of a connection
 //!
@@ -95,6 +95,8 @@
 //! | request, handler, reply | 30 s each | what callers wait before they give up themselves |
 //! | head of an HTTP request | 10 s | heads are some kilobytes |
 //! | handed out and not claimed | 64 connections | what a consumer takes in a moment |
+//! | requests with ids | 64 at once of a connection | nobody waits for a round trip |
+//! | requests refused because their time is up | one for 5 that were served in the last 10 s | as Finagle has it: a wrong clock must not have everything refused |
 //! | replies queued | 64 KiB | one large write; beyond it reading stops |
 //! | ClientHello | 16 KiB | as Envoy has it; clients send a tenth of it |
 //! | frame | stated by you | there is no size that is right for all |
@@ -147,7 +149,7 @@
 //! | `tower_net_forward_connects_total` | counter | `outcome`: `ok`, `failed`, `timeout` | [`forward`] |
 //! | `tower_net_forwarded_bytes_total` | counter | `by`: `splice`, `copy` | [`forward`] |
 //! | `tower_net_throttled_bytes_total` | counter | `direction`: `receive`, `send`; `dry_run`: `true`, `false` | [`throttle`] |
-//! | `tower_net_requests_total` | counter | `service`, `outcome`: `ok`, `failed` | [`frame`], [`http`] |
+//! | `tower_net_requests_total` | counter | `service`, `outcome`: `ok`, `failed`; where requests have ids also `refused`, `cancelled` | [`frame`], [`http`] |
 //! | `tower_net_request_seconds` | histogram | `service`, `outcome`; zero for a request that was answered at once | [`frame`], [`http`] |
 //! | `tower_net_write_queue_bytes` | gauge | `service` | [`frame`] |
 //! | `tower_net_accept_errors_total` | counter | `kind`: see [`AcceptError`] | [`Server`] |

@@ -68,6 +68,7 @@ pub(crate) struct Bursts {
     rest: Bytes,
     left: u64,
     waits: bool,
+    next: fn(&mut Bytes),
 }
 
 impl Bursts {
@@ -78,7 +79,14 @@ impl Bursts {
             rest: Bytes::new(),
             left: times,
             waits: false,
+            next: |_| {},
         }
+    }
+
+    /// The same, where `next` makes each burst of the one before it.
+    #[allow(dead_code, reason = "each bench uses its own part of it")]
+    pub(crate) fn changing(self, next: fn(&mut Bytes)) -> Self {
+        Self { next, ..self }
     }
 }
 
@@ -98,6 +106,8 @@ impl AsyncRead for Bursts {
             self.left -= 1;
             self.waits = true;
             self.rest = self.burst.clone();
+            let next = self.next;
+            next(&mut self.burst);
         }
         let length = buf.remaining().min(self.rest.len());
         buf.put_slice(&self.rest.split_to(length));

@@ -150,6 +150,22 @@ impl Ambient {
         }
     }
 
+    /// Whether it is known, and has come by `now`.
+    pub(crate) fn is_late(self, now: Instant) -> bool {
+        self.deadline()
+            .is_some_and(|deadline| deadline <= Deadline::at(now))
+    }
+
+    /// The same for what has only just begun, with no more time than `limit`.
+    #[inline]
+    pub(crate) fn within(self, limit: Duration) -> Self {
+        match self {
+            Self::Fresh(own) => Self::Fresh(own.min(limit)),
+            Self::Spared(own) => Self::Spared(own.min(limit)),
+            Self::Outside | Self::At(_) | Self::SparedBy(_) => self,
+        }
+    }
+
     /// The same, at a known point for what begins at `start`.
     pub(crate) fn from(self, start: Instant) -> Self {
         match self {

@@ -1,7 +1,8 @@
-//! The places of each peer, run under a scheduler that tries many interleavings.
+//! What hand-rolls its wakes, run under a scheduler that tries many interleavings: the places of each peer, and the
+//! bells of handlers.
 //!
-//! The two files are the library's own, compiled once more with locks and atomics that the scheduler knows. Each
-//! property is held first against places with a fault put in, which the model must find, so that it is not blind.
+//! The files are the library's own, compiled once more with locks and atomics that the scheduler knows. Each property
+//! is held first against something with a fault put in, which the model must find, so that it is not blind.
 
 #![expect(
     clippy::unwrap_used,
@@ -59,10 +60,25 @@ mod base {
                 self.before.store(before, order);
                 before
             }
+
+            pub(crate) fn fetch_or(&self, bits: usize, order: Ordering) -> usize {
+                let before = self.now.fetch_or(bits, order);
+                self.before.store(before, order);
+                before
+            }
+
+            pub(crate) fn swap(&self, number: usize, order: Ordering) -> usize {
+                let before = self.now.swap(number, order);
+                self.before.store(before, order);
+                before
+            }
         }
     }
 }
 
+#[path = "../../layers/middleware/frame/bells.rs"]
+#[allow(dead_code, reason = "the model uses what it models")]
+mod bells;
 #[path = "../../layers/middleware/limit/places.rs"]
 #[allow(dead_code, reason = "the model uses what it models")]
 mod places;
@@ -84,7 +100,7 @@ use std::{
 
 use shuttle::{check_pct, check_random, future::block_on, thread};
 
-use crate::{base::sync::STALE, places::Places, table::Table};
+use crate::{base::sync::STALE, bells::Bells, places::Places, table::Table};
 
 const PEER: u128 = 7;
 
@@ -267,4 +283,103 @@ fn who_waits_comes_in_when_the_limit_rises() {
     }));
 
     explore(the_limit_rises);
+}
+
+// === Whoever rings is answered
+
+/// How the connection looks after its bells.
+type Round = fn(&mut Bells, &std::task::Waker) -> Vec<usize>;
+
+fn listen_and_answer(bells: &mut Bells, waker: &std::task::Waker) -> Vec<usize> {
+    bells.listen(waker);
+    std::iter::from_fn(|| bells.answer()).collect()
+}
+
+/// Each of two rings twice, one with a bell that another row has, and the connection sleeps until it has heard of both
+/// what there is to hear.
+fn two_ring(round: Round) {
+    let mut bells = Bells::default();
+    let rang = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+    for (seat, rang) in [3, 64].into_iter().zip(&rang) {
+        let (bell, rang) = (bells.bell(seat).clone(), Arc::clone(rang));
+        meanwhile(move || {
+            for _ in 0..2 {
+                rang.fetch_add(1, Relaxed);
+                bell.wake_by_ref();
+            }
+        });
+    }
+
+    // What each had done by the time that it was answered.
+    let mut seen = [0, 0];
+    block_on(poll_fn(|cx| {
+        for seat in round(&mut bells, cx.waker()) {
+            let at = usize::from(seat == 64);
+            seen[at] = rang[at].load(Relaxed);
+        }
+        if seen == [2, 2] {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }));
+    join();
+}
+
+#[test]
+fn a_handler_that_is_woken_is_polled() {
+    // Collects the marks first, and leaves its waker then.
+    assert!(is_found(|| {
+        two_ring(|bells, waker| {
+            let answered = std::iter::from_fn(|| bells.answer()).collect();
+            bells.listen(waker);
+            answered
+        });
+    }));
+    // Marks are seen too late.
+    assert!(is_found_when_stale(|| two_ring(listen_and_answer)));
+
+    explore(|| two_ring(listen_and_answer));
+}
+
+/// A round that is broken off comes to nobody, and the next one does.
+fn one_rings_while_a_round_is_broken_off(again: fn(&mut Bells)) {
+    let mut bells = Bells::default();
+    for seat in 0..3 {
+        bells.mark(seat);
+    }
+    let bell = bells.bell(1).clone();
+    meanwhile(move || bell.wake());
+
+    let (mut answered, mut rounds) = ([false; 3], 0);
+    block_on(poll_fn(|cx| {
+        bells.listen(cx.waker());
+        rounds += 1;
+        // Only one, the first time.
+        let most = if rounds == 1 { 1 } else { 3 };
+        for _ in 0..most {
+            if let Some(seat) = bells.answer() {
+                answered[seat] = true;
+            }
+        }
+        if answered == [true; 3] {
+            return Poll::Ready(());
+        }
+        if rounds == 1 {
+            cx.waker().wake_by_ref();
+        }
+        again(&mut bells);
+        Poll::Pending
+    }));
+    join();
+}
+
+#[test]
+fn a_round_that_is_broken_off_is_gone_on_with() {
+    // What was taken and not answered is forgotten.
+    assert!(is_found(|| one_rings_while_a_round_is_broken_off(
+        |bells| { while bells.answer().is_some() {} }
+    )));
+
+    explore(|| one_rings_while_a_round_is_broken_off(|_| {}));
 }

@@ -19,7 +19,7 @@ use tokio::runtime;
 use tower_net::{Report, Server, ServerHandle, listen::Tcp, meter::Tally, open_descriptors};
 
 use crate::{
-    descriptors, drain, frames, kernel, pressure, slow, soak,
+    descriptors, drain, frames, kernel, multiplexed, pressure, slow, soak,
     stack::{STARTED, Settings},
 };
 
@@ -126,6 +126,7 @@ fn settings_of(role: &str) -> Settings {
         "descriptors" | "nearly" => descriptors::settings(),
         "drain" => drain::settings(),
         "frames" => frames::settings(),
+        "multiplexed" => multiplexed::settings(),
         "pressed" => pressure::settings(true),
         "unpressed" => pressure::settings(false),
         "slow" => slow::settings(),

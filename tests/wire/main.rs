@@ -22,6 +22,7 @@ mod http;
 mod kernel;
 mod limit;
 mod listen;
+mod multiplexed;
 mod peer;
 mod pressure;
 #[cfg(feature = "proxy-protocol")]

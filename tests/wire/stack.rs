@@ -10,12 +10,12 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{task::JoinHandle, time::sleep};
-use tower::{Service, ServiceBuilder};
+use tower::{Service, ServiceBuilder, util::Either};
 use tower_net::{
     Backoff, Conn, Report, Serve, ServeError, ServeFuture, Server, ServerHandle,
     deadline::{DeadlineLayer, Deadlines},
     error::BoxError,
-    frame::{FrameError, FrameLayer, Framing, LengthDelimited, Request},
+    frame::{FrameError, FrameLayer, Framing, LengthDelimited, Request, RpcCodec, RpcLayer},
     io::Io,
     limit::{ConnectionLimitHandle, ConnectionLimitLayer, OverLimit},
     listen::Tcp,
@@ -35,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) framing: Framing,
     pub(crate) max_frame: usize,
     pub(crate) skip_oversize: bool,
+    /// Frames of the RPC framing.
+    pub(crate) rpc: bool,
     pub(crate) drain: Duration,
     pub(crate) backoff: Backoff,
     pub(crate) pressure: Thresholds,
@@ -59,6 +61,7 @@ impl Default for Settings {
             framing,
             max_frame: 4 << 20,
             skip_oversize: false,
+            rpc: false,
             drain: FAR,
             backoff: Backoff::default(),
             pressure: Thresholds::default(),
@@ -88,14 +91,20 @@ impl Settings {
         if self.skip_oversize {
             codec = codec.skip_oversize();
         }
-        let frames = FrameLayer::with_framing(codec, self.framing).unwrap();
+        let crossing = if self.rpc {
+            let codec = RpcCodec::max_payload(self.max_frame);
+            Either::Left(RpcLayer::with_framing(codec, self.framing).unwrap())
+        } else {
+            let frames = FrameLayer::with_framing(codec, self.framing).unwrap();
+            Either::Right(frames.last_reply(last_words))
+        };
         let service = ServiceBuilder::new()
             .layer(meter)
             .layer(PressureLayer::new(self.pressure).unwrap())
             .layer(TraceLayer::new())
             .layer(limit)
             .layer(DeadlineLayer::new(self.deadlines).unwrap())
-            .layer(frames.last_reply(last_words))
+            .layer(crossing)
             .service_fn(answer);
         Stack {
             service,
@@ -200,6 +209,10 @@ async fn answer(request: Request<Bytes>) -> io::Result<Bytes> {
     let words = String::from_utf8_lossy(request.message()).into_owned();
     match words.split_once(' ') {
         Some(("big", length)) => return Ok(Bytes::from_static(&ZEROS[..number(length)])),
+        Some(("late", length)) => {
+            sleep(Duration::from_millis(1)).await;
+            return Ok(Bytes::from_static(&ZEROS[..number(length)]));
+        }
         Some(("after", millis)) => sleep(Duration::from_millis(number(millis) as u64)).await,
         Some(("block", millis)) => {
             BLOCKING.fetch_add(1, Relaxed);

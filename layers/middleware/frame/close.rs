@@ -9,7 +9,6 @@ use std::{
 
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
-use tokio_util::codec::{Decoder, Encoder};
 use tower_service::Service;
 
 use crate::{
@@ -17,23 +16,21 @@ use crate::{
         error::{BoxError, find},
         io::{Io, Linger, linger},
     },
-    conn::{CloseReason, Conn, Elapsed},
+    conn::{CloseReason, Conn, Elapsed, reset_on_drop},
     middleware::frame::{
-        FrameError, LastReply, Request,
+        FrameError, Request, RpcFailure,
         buffers::Output,
         driver::{Driver, Ending},
+        protocol::{Replies, Requests},
     },
 };
 
-impl<I, S, C, L> Driver<I, S, C, L>
+impl<I, S, P> Driver<I, S, P>
 where
     I: Io,
-    S: Service<Request<C::Item>>,
+    S: Service<Request<<P as Requests>::Message>>,
     S::Error: Into<BoxError>,
-    C: Decoder + Encoder<S::Response>,
-    <C as Decoder>::Error: Into<BoxError>,
-    <C as Encoder<S::Response>>::Error: Into<BoxError>,
-    L: LastReply<S::Response>,
+    P: Requests + Replies<S::Response>,
 {
     /// The request that is next in order has failed: nothing behind it is answered any more.
     pub(super) fn fail(&mut self, error: FrameError) {
@@ -48,13 +45,18 @@ where
         if self.ending.is_some() {
             return;
         }
-        self.waiting = None;
         self.ending = Some(Box::new(Ending {
             reason: error.reason(),
-            last: self.last.last_reply(&error),
+            last: self.protocol.in_order(&error),
             error: Some(error),
+            untold: P::BY_ID,
             lingers: true,
         }));
+        if P::BY_ID {
+            self.turn_waiting_away(|_| RpcFailure::leaving());
+        }
+        self.waiting = None;
+        self.say_leaving();
     }
 
     /// Nothing more will be taken, and nothing is wrong.
@@ -63,8 +65,23 @@ where
             reason,
             last: None,
             error: None,
-            lingers,
+            untold: false,
+            // What was said by then must arrive.
+            lingers: lingers || P::BY_ID && !self.ended,
         }));
+        self.say_leaving();
+    }
+
+    /// With ids, a peer is told at once what is the last request that was taken, so that it knows which were not.
+    fn say_leaving(&mut self) {
+        if !P::BY_ID || self.ended {
+            return;
+        }
+        let buffer = self.output.begin();
+        match self.protocol.leave(self.taken, buffer) {
+            Ok(()) => self.output.finish(),
+            Err(_) => self.output.take_back_unfinished(),
+        }
     }
 
     /// The last reply, behind all others.
@@ -72,18 +89,23 @@ where
         if !self.flight.is_empty() {
             return;
         }
-        let last = self
-            .ending
-            .as_mut()
-            .and_then(|ending| ending.last.take());
-        if let Some(last) = last {
-            match self
-                .codec
-                .encode(last, self.output.begin())
-            {
-                Ok(()) => self.output.finish(),
-                Err(_) => self.output.take_back_unfinished(),
-            }
+        let Some(ending) = &mut self.ending else {
+            return;
+        };
+        let (last, untold) = (ending.last.take(), std::mem::take(&mut ending.untold));
+        let none = P::Id::default();
+        let said = match (last, &ending.error) {
+            (Some(last), _) => self
+                .protocol
+                .reply(none, last, self.output.begin()),
+            (None, Some(error)) if untold => self
+                .protocol
+                .fail(none, error, self.output.begin()),
+            _ => return,
+        };
+        match said {
+            Ok(()) => self.output.finish(),
+            Err(_) => self.output.take_back_unfinished(),
         }
     }
 
@@ -177,6 +199,20 @@ where
         let read = std::mem::take(&mut self.input.bytes).freeze();
         let unwritten = std::mem::replace(&mut self.output, Output::new()).into_unwritten();
         Some((conn, read, unwritten))
+    }
+}
+
+impl<I, S, P> Driver<I, S, P>
+where
+    I: Io,
+    S: Service<Request<<P as Requests>::Message>>,
+    P: Requests,
+{
+    /// Drops the stream; what is unsent is not left to the kernel.
+    pub(super) fn close_hard(&self, conn: Conn<I>) {
+        if self.info.must_reset() || !self.output.is_clear() {
+            reset_on_drop(&conn, &self.info);
+        }
     }
 }
 

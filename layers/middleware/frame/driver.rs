@@ -8,8 +8,9 @@
 //!   half of the next request is here.
 //! - Whatever ends a wait (output drained, a handler done) leads back to decoding: it never parks on whole
 //!   requests that it could have taken.
-//! - Memory: what one read brings, one partial frame, `depth` requests, `high_water` bytes and one reply.
-//! - The clock is read only to park with something outstanding, once.
+//! - Memory: what one read brings, one partial frame, `depth` requests and one that waits, `high_water` bytes and one
+//!   reply.
+//! - The clock is read only to park with something outstanding, once, and where a caller says that its time is up.
 
 use std::{
     io::ErrorKind,
@@ -19,43 +20,51 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::time::Instant;
-use tokio_util::codec::{Decoder, Encoder};
 use tower_service::Service;
 
 use crate::{
     base::{error::BoxError, io::Io, time::now},
     conn::{
-        Ambient, CloseReason, Conn, ConnInfo, Deadline, reset_on_drop,
+        Ambient, CloseReason, Conn, ConnInfo,
         waits::{NEVER, Stamp},
     },
     middleware::frame::{
-        CodecError, FrameError, LastReply, Request,
+        CodecError, FrameError, Request,
+        asked::Asked,
         buffers::{Input, Output},
-        flight::{Flight, Outcome},
+        flight::{Flight, Start},
+        protocol::{Inbound, Replies, Requests},
         request::Burst,
+        seats::Outcome,
         serve::Shared,
     },
 };
 
-pub(super) struct Driver<I, S, C, L>
+pub(super) struct Driver<I, S, P>
 where
     I: Io,
-    S: Service<Request<C::Item>>,
-    C: Decoder,
+    S: Service<Request<<P as Requests>::Message>>,
+    P: Requests,
 {
     /// Until it is closed.
     pub(super) conn: Option<Conn<I>>,
     pub(super) info: Arc<ConnInfo>,
     pub(super) service: S,
-    pub(super) codec: C,
-    pub(super) last: L,
+    /// Makes it anew: a clone is not ready, and waits for nothing.
+    pub(super) renew: fn(&S) -> S,
+    pub(super) protocol: P,
     pub(super) shared: Arc<Shared>,
     pub(super) input: Input,
     pub(super) output: Output,
-    pub(super) flight: Flight<S::Future, S::Response>,
-    /// Decoded, while the service is not ready for it.
-    pub(super) waiting: Option<Box<Waiting<C::Item>>>,
+    pub(super) flight: Flight<S::Future, S::Response, P::Id>,
+    /// Decoded, while the service is not ready for it, or there is no room for it.
+    pub(super) waiting: Option<Box<Asked<P::Id, P::Message>>>,
+    /// The highest id of the requests taken.
+    pub(super) taken: P::Id,
+    /// The request that is being handed to the service, if requests have ids.
+    calling: Option<P::Id>,
+    /// Since when requests may have been here that there was no room for.
+    pub(super) here_since: Stamp,
     /// The number of the last request taken.
     pub(super) turn: u64,
     /// The number of the last request that will be taken, once it must leave.
@@ -82,25 +91,6 @@ where
     pub(super) reported: u32,
 }
 
-/// A request that the service is not ready for.
-pub(super) struct Waiting<M> {
-    pub(super) message: M,
-    /// When its handler is due; known once it has waited.
-    pub(super) by: Option<Deadline>,
-}
-
-impl<M> Waiting<M> {
-    /// Whether it is late, which it is only once.
-    pub(super) fn spare(&mut self, now: Instant) -> bool {
-        let by = self.by.and_then(Deadline::instant);
-        let late = by.is_some_and(|by| by <= now);
-        if late {
-            self.by = Some(Deadline::NEVER);
-        }
-        late
-    }
-}
-
 pub(super) type Closing = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Nothing more is taken; what is in flight is finished.
@@ -108,20 +98,22 @@ pub(super) struct Ending<R> {
     pub(super) reason: CloseReason,
     pub(super) last: Option<R>,
     pub(super) error: Option<FrameError>,
+    /// The error is told by id once all others have been answered.
+    pub(super) untold: bool,
     pub(super) lingers: bool,
 }
 
-impl<I, S, C, L> Driver<I, S, C, L>
+impl<I, S, P> Driver<I, S, P>
 where
     I: Io,
-    S: Service<Request<C::Item>>,
+    S: Service<Request<<P as Requests>::Message>>,
     S::Error: Into<BoxError>,
-    C: Decoder + Encoder<S::Response>,
-    <C as Decoder>::Error: Into<BoxError>,
-    <C as Encoder<S::Response>>::Error: Into<BoxError>,
-    L: LastReply<S::Response>,
+    P: Requests + Replies<S::Response>,
 {
-    pub(super) fn new(conn: Conn<I>, service: S, codec: C, last: L, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(conn: Conn<I>, service: S, protocol: P, shared: Arc<Shared>) -> Self
+    where
+        S: Clone,
+    {
         let info = Arc::clone(conn.info());
         info.waits.driven.set(true);
         info.waits
@@ -131,13 +123,16 @@ where
             conn: Some(conn),
             info,
             service,
-            codec,
-            last,
-            shared,
+            renew: S::clone,
+            protocol,
             input: Input::new(),
             output: Output::new(),
-            flight: Flight::new(),
+            flight: Flight::new(!shared.framing.multiplexed),
+            shared,
             waiting: None,
+            taken: P::Id::default(),
+            calling: None,
+            here_since: NEVER,
             turn: 0,
             last_turn: u64::MAX,
             timed_turn: 0,
@@ -205,6 +200,7 @@ where
                 Poll::Ready(Ok(read)) => {
                     self.ended = read == 0;
                     self.dry = false;
+                    self.here_since = NEVER;
                     reads += 1;
                 }
                 Poll::Ready(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => {
@@ -224,7 +220,7 @@ where
         Poll::Pending
     }
 
-    /// Encodes the replies that are there, in order. A panic ends the one it belongs to.
+    /// Encodes the replies that are there. A panic ends the one it belongs to.
     fn collect(&mut self, cx: &mut Context<'_>) {
         if self.flight.is_empty() {
             return;
@@ -232,33 +228,38 @@ where
         // Unwind safety: what panicked is dropped here and now.
         if catch_unwind(AssertUnwindSafe(|| self.collect_all(cx))).is_err() {
             self.shared.metrics.failed_at_once();
-            self.flight.clear_alone();
+            let alone = self.flight.clear_alone();
             self.output.take_back_unfinished();
-            self.settle(Err(FrameError::Panicked));
+            match alone {
+                Some(id) => self.settle(id, Err(FrameError::Panicked)),
+                None => self.fail(FrameError::Panicked),
+            }
         }
     }
 
     fn collect_all(&mut self, cx: &mut Context<'_>) {
         let ambient = Ambient::enter();
+        self.flight.listen(cx);
         while !self.congested {
             let Poll::Ready(Some(done)) = self.flight.poll_next(&ambient, cx) else {
                 break;
             };
             let metrics = &self.shared.metrics;
-            match done.since {
-                Some(since) => {
+            match (&done.outcome, done.since) {
+                _ if done.counted => {}
+                (Ok(None), _) => metrics.cancelled(),
+                (outcome, Some(since)) => {
                     let took = now().saturating_duration_since(since);
-                    metrics.waited(done.outcome.is_ok(), took);
+                    metrics.waited(outcome.is_ok(), took);
                 }
-                None if done.counted => {}
-                None if done.outcome.is_ok() => self.at_once += 1,
-                None => metrics.failed_at_once(),
+                (Ok(Some(_)), None) => self.at_once += 1,
+                (Err(_), None) => metrics.failed_at_once(),
             }
-            self.settle(done.outcome);
+            self.settle(done.id, done.outcome);
         }
     }
 
-    /// Takes the requests that are here, while there is room for them; `true` if any was queued.
+    /// Takes the requests that are here, while there is room for them; `true` if that changed what is in flight.
     fn take(&mut self, cx: &mut Context<'_>) -> bool {
         if self.dry && self.waiting.is_none() {
             self.take_last();
@@ -266,104 +267,122 @@ where
         }
         // Unwind safety: a handler that panics takes its seat along; a codec that does is not used again.
         let taken = catch_unwind(AssertUnwindSafe(|| self.take_all(cx)));
-        match taken {
-            Ok(queued) => queued,
-            Err(_) => {
-                self.shared.metrics.failed_at_once();
-                self.output.take_back_unfinished();
-                if self.flight.is_empty() {
-                    self.settle(Err(FrameError::Panicked));
-                    return false;
-                }
-                self.flight
-                    .push_counted(Err(FrameError::Panicked));
-                true
+        if taken.is_ok() {
+            return self.flight.has_changed();
+        }
+        self.shared.metrics.failed_at_once();
+        self.output.take_back_unfinished();
+        match self.calling.take() {
+            None if P::BY_ID => {
+                self.fail(FrameError::Panicked);
+                false
+            }
+            id => {
+                self.place(id.unwrap_or_default(), Err(FrameError::Panicked));
+                // There may be more to take.
+                P::BY_ID || self.flight.has_changed()
             }
         }
     }
 
-    fn take_all(&mut self, cx: &mut Context<'_>) -> bool {
+    fn take_all(&mut self, cx: &mut Context<'_>) {
         let (ambient, _burst) = (Ambient::enter(), Burst::begin());
-        let fresh = self.shared.framing.handler_due();
-        let mut queued = false;
+        let fresh = Start {
+            id: P::Id::default(),
+            due: self.shared.framing.handler_due(),
+            hasty: false,
+        };
         while self.ending.is_none() && self.has_room() {
-            let Some((message, due)) = self.next(fresh) else {
+            let mut start = fresh;
+            let Some(message) = self.next(&mut start) else {
                 break;
             };
+            if P::BY_ID && self.flight.len() >= self.shared.framing.depth {
+                self.waiting = Some(Box::new(Asked { message, start }));
+                break;
+            }
             match self.service.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
-                    self.fail_behind(FrameError::Service(error.into()));
+                    self.fail_unready(start.id, error.into());
                     break;
                 }
                 Poll::Pending => {
-                    let by = due.deadline();
-                    self.waiting = Some(Box::new(Waiting { message, by }));
+                    self.waiting = Some(Box::new(Asked { message, start }));
                     break;
                 }
             }
             let (service, info) = (&mut self.service, &self.info);
+            if P::BY_ID {
+                self.calling = Some(start.id);
+            }
             let call = || service.call(Request::new(message, info));
-            match self
+            let started = self
                 .flight
-                .start(call, due, &ambient, cx)
-            {
+                .start(call, start, &ambient, cx);
+            if P::BY_ID {
+                self.calling = None;
+            }
+            match started {
                 Poll::Ready(Ok(reply)) => {
                     self.at_once += 1;
-                    self.encode(reply);
+                    self.encode(start.id, reply);
                 }
                 Poll::Ready(Err(error)) => {
                     self.shared.metrics.failed_at_once();
-                    self.settle(Err(FrameError::Service(error.into())));
+                    self.settle(start.id, Err(FrameError::Service(error.into())));
                 }
-                Poll::Pending => queued |= self.flight.is_queued(),
+                Poll::Pending => {}
             }
         }
-        queued
     }
 
-    /// The next request, and when its handler is due.
+    /// The next request: the one that waits, or the next that is here. It is to be begun as `start` has it, unless
+    /// that is changed.
     #[inline]
-    fn next(&mut self, fresh: Ambient) -> Option<(C::Item, Ambient)> {
-        let Some(waiting) = self.waiting.take() else {
-            return Some((self.decode()?, fresh));
-        };
-        let due = waiting
-            .by
-            .map_or(fresh, |by| fresh.at(by));
-        Some((waiting.message, due))
+    fn next(&mut self, start: &mut Start<P::Id>) -> Option<P::Message> {
+        match self.waiting.take() {
+            Some(waiting) => {
+                *start = waiting.start;
+                Some(waiting.message)
+            }
+            None => self.decode(start),
+        }
     }
 
-    /// Room for one more request in flight, and for its reply.
+    /// Room for what comes next. By id that is also what only is to be seen, since it may be that a request in flight
+    /// is cancelled: with no room for one more in flight, one request is taken in and waits.
     #[inline]
     pub(super) fn has_room(&self) -> bool {
-        !self.congested && self.flight.len() < self.shared.framing.depth
+        let framing = &self.shared.framing;
+        !self.congested && (self.flight.len() < framing.depth || P::BY_ID && self.waiting.is_none())
     }
 
     /// The next request, if all of it is here.
-    fn decode(&mut self) -> Option<C::Item> {
+    fn decode(&mut self, start: &mut Start<P::Id>) -> Option<P::Message> {
         while self.ending.is_none() && !self.dry && self.turn < self.last_turn {
-            let decoded = if self.ended {
-                self.codec
-                    .decode_eof(&mut self.input.bytes)
-            } else {
-                self.codec.decode(&mut self.input.bytes)
-            };
-            match decoded {
-                Ok(Some(message)) => {
+            let (input, ended) = (&mut self.input.bytes, self.ended);
+            match self.protocol.decode(input, ended) {
+                Ok(Some(frame)) => {
                     self.turn += 1;
-                    return Some(message);
+                    match P::sort(frame) {
+                        Inbound::Request { id, left, message } => {
+                            if !P::BY_ID || self.is_to_begin(id, left, start) {
+                                return Some(message);
+                            }
+                        }
+                        other => self.heed(other),
+                    }
                 }
                 Ok(None) => {
                     self.dry = true;
                     self.check_buffered();
                 }
-                Err(error) => {
-                    self.refuse(FrameError::Decode(error.into()));
-                    if !self.has_room() {
-                        return None;
-                    }
-                }
+                Err(error) => self.refuse(FrameError::Decode(error.into())),
+            }
+            // What was no request may have been answered.
+            if !self.dry && !self.has_room() {
+                return None;
             }
         }
         self.take_last();
@@ -402,47 +421,58 @@ where
             return;
         }
         self.turn += 1;
-        let reply = self.last.last_reply(&error);
-        if self.flight.is_empty() {
-            self.settle(Ok(reply));
+        let reply = self.protocol.in_order(&error);
+        self.place(P::Id::default(), Ok(reply));
+    }
+
+    /// Puts an outcome that is in the metrics already behind what is in flight, if it has to be in its place.
+    pub(super) fn place(&mut self, id: P::Id, outcome: Outcome<S::Response>) {
+        if self.flight.holds_back() {
+            self.flight.push_counted(id, outcome);
         } else {
-            self.flight.push_counted(Ok(reply));
+            self.settle(id, outcome);
         }
     }
 
-    /// What became of the request that is next in order.
-    fn settle(&mut self, outcome: Outcome<S::Response>) {
+    /// What became of a request: the one that is next in order, or with ids any.
+    fn settle(&mut self, id: P::Id, outcome: Outcome<S::Response>) {
         match outcome {
-            Ok(Some(reply)) => self.encode(reply),
+            Ok(Some(reply)) => self.encode(id, reply),
             Ok(None) => {}
+            Err(error) if P::BY_ID => self.tell(id, &error),
             Err(error) => self.fail(error),
         }
     }
 
-    fn encode(&mut self, reply: S::Response) {
+    fn encode(&mut self, id: P::Id, reply: S::Response) {
         let buffer = self.output.begin();
-        match self.codec.encode(reply, buffer) {
+        match self.protocol.reply(id, reply, buffer) {
             Ok(()) => self.output.finish(),
             Err(error) => {
                 self.output.take_back_unfinished();
-                self.fail(FrameError::Encode(error.into()));
+                let error = FrameError::Encode(error.into());
+                if P::BY_ID {
+                    self.tell(id, &error);
+                } else {
+                    self.fail(error);
+                }
             }
         }
         self.congested |= self.output.len() >= self.shared.framing.high_water;
     }
-}
 
-impl<I, S, C, L> Driver<I, S, C, L>
-where
-    I: Io,
-    S: Service<Request<C::Item>>,
-    C: Decoder,
-{
-    /// Drops the stream; what is unsent is not left to the kernel.
-    pub(super) fn close_hard(&self, conn: Conn<I>) {
-        if self.info.must_reset() || !self.output.is_clear() {
-            reset_on_drop(&conn, &self.info);
+    /// Tells by id why there is no reply.
+    pub(super) fn tell(&mut self, id: P::Id, error: &FrameError) {
+        let buffer = self.output.begin();
+        match self.protocol.fail(id, error, buffer) {
+            Ok(()) => self.output.finish(),
+            Err(error) => {
+                self.output.take_back_unfinished();
+                // Nobody is told of this one.
+                self.fail_behind(FrameError::Encode(error.into()));
+            }
         }
+        self.congested |= self.output.len() >= self.shared.framing.high_water;
     }
 }
 
@@ -452,11 +482,11 @@ pub(super) fn conn_of<I>(conn: &mut Option<Conn<I>>) -> &mut Conn<I> {
         .expect("not polled again once ready")
 }
 
-impl<I, S, C, L> Drop for Driver<I, S, C, L>
+impl<I, S, P> Drop for Driver<I, S, P>
 where
     I: Io,
-    S: Service<Request<C::Item>>,
-    C: Decoder,
+    S: Service<Request<<P as Requests>::Message>>,
+    P: Requests,
 {
     fn drop(&mut self) {
         if let Some(conn) = self.conn.take() {

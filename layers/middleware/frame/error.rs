@@ -97,6 +97,30 @@ pub enum CodecError {
         /// The value of the field.
         value: u64,
     },
+    /// A frame of a version that is not known.
+    #[non_exhaustive]
+    BadVersion {
+        /// The version.
+        version: u8,
+    },
+    /// A frame of a kind that is not known, or that its receiver has no use for.
+    #[non_exhaustive]
+    BadKind {
+        /// The number of the kind.
+        kind: u8,
+    },
+    /// A flag that must be understood and is not.
+    #[non_exhaustive]
+    BadFlags {
+        /// All flags of the frame.
+        flags: u8,
+    },
+    /// The id of a request that is in flight, or that may not be used again.
+    #[non_exhaustive]
+    BadId {
+        /// The id.
+        id: u64,
+    },
     /// A reply has the delimiter in it, and would be more than one frame.
     Delimiter,
     /// The stream ended inside a frame.
@@ -117,6 +141,12 @@ impl fmt::Display for CodecError {
             }
             Self::Delimiter => f.write_str("reply has the delimiter in it"),
             Self::BadLength { value } => write!(f, "length field of {value} makes no frame"),
+            Self::BadVersion { version } => write!(f, "frame is of version {version}"),
+            Self::BadKind { kind } => write!(f, "frame is of kind {kind}, which has no use here"),
+            Self::BadFlags { flags } => {
+                write!(f, "frame has flags {flags:#04x}, which must be understood")
+            }
+            Self::BadId { id } => write!(f, "request id {id} cannot be used, or not again"),
             Self::Truncated { missing } => {
                 write!(f, "stream ended with {missing} bytes of a frame missing")
             }

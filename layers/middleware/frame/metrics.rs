@@ -11,12 +11,20 @@ pub(super) struct Metrics {
     ok_seconds: Histogram,
     failed_seconds: Histogram,
     pub(super) queued: Gauge,
+    /// Where requests have ids.
+    by_id: Option<ById>,
     /// In a dry run, what is late.
     spared: Option<Spared>,
 }
 
+/// What becomes of requests that were not begun, or not finished.
+struct ById {
+    refused: Counter,
+    cancelled: Counter,
+}
+
 impl Metrics {
-    pub(super) fn new(service: &str, dry_run: bool) -> Self {
+    pub(super) fn new(service: &str, dry_run: bool, by_id: bool) -> Self {
         let labels = |outcome: &'static str| {
             vec![
                 Label::new("service", service.to_owned()),
@@ -29,6 +37,10 @@ impl Metrics {
             failed: counter!("tower_net_requests_total", labels("failed")),
             ok_seconds: histogram!("tower_net_request_seconds", labels("ok")),
             failed_seconds: histogram!("tower_net_request_seconds", labels("failed")),
+            by_id: by_id.then(|| ById {
+                refused: counter!("tower_net_requests_total", labels("refused")),
+                cancelled: counter!("tower_net_requests_total", labels("cancelled")),
+            }),
             queued: gauge!("tower_net_write_queue_bytes", service),
             spared: dry_run.then(|| {
                 Spared::new([
@@ -58,6 +70,20 @@ impl Metrics {
     pub(super) fn failed_at_once(&self) {
         self.failed.increment(1);
         self.failed_seconds.record(0.0);
+    }
+
+    /// Adds a request that was not begun.
+    pub(super) fn refused(&self) {
+        if let Some(by_id) = &self.by_id {
+            by_id.refused.increment(1);
+        }
+    }
+
+    /// Adds a request that nobody waits for any more.
+    pub(super) fn cancelled(&self) {
+        if let Some(by_id) = &self.by_id {
+            by_id.cancelled.increment(1);
+        }
     }
 
     /// Adds requests whose handlers were dropped: too late, or with nobody left to answer.

@@ -17,9 +17,11 @@
 //! # Ok::<(), tower_net::error::ConfigError>(())
 //! ```
 //!
-//! Any tokio-util `Decoder + Encoder` will do for a codec; [`LengthDelimited`] and [`Delimited`] are ours. (Tokio-util's
-//! own length-delimited codec reserves what a peer announces; ours does not.) A request is a slice of what was read
-//! with it, up to 64 KiB: a handler that keeps one for long copies it.
+//! [`RpcLayer`] is the same for requests with ids, whose replies need not come in their order: a service of RPC.
+//!
+//! Any tokio-util `Decoder + Encoder` will do for a codec; [`LengthDelimited`], [`Delimited`] and [`RpcCodec`] are
+//! ours. (Tokio-util's own length-delimited codec reserves what a peer announces; ours does not.) A request is a slice
+//! of what was read with it, up to 64 KiB: a handler that keeps one for long copies it.
 //!
 //! # How it goes on
 //!
@@ -29,6 +31,8 @@
 //! waits holds no buffer in either direction.
 //!
 //! # How it ends
+//!
+//! Without ids; with them, see [`RpcLayer`].
 //!
 //! | what happens | what it does | reason |
 //! |---|---|---|
@@ -63,6 +67,9 @@
 //! Dropping the future drops the stream and every handler in flight. To get the stream back instead, with
 //! what was read too much, see [`FrameFuture::into_parts`].
 
+mod asked;
+mod bells;
+mod budget;
 mod buffers;
 mod close;
 mod delimiter;
@@ -72,7 +79,10 @@ mod flight;
 mod length;
 mod metrics;
 mod park;
+mod protocol;
 mod request;
+mod rpc;
+mod seats;
 mod serve;
 mod settings;
 
@@ -81,6 +91,10 @@ pub use self::{
     error::{CodecError, FrameError},
     length::LengthDelimited,
     request::Request,
+    rpc::{
+        Correlated, Incoming, Outgoing, Rpc, RpcCode, RpcCodec, RpcFailure, RpcFrame, RpcFuture,
+        RpcKind, RpcLayer,
+    },
     serve::{Frame, FrameFuture, FrameLayer, FrameParts, LastReply, Silent},
     settings::Framing,
 };

@@ -2,7 +2,6 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use tokio_util::codec::{Decoder, Encoder};
 use tower_service::Service;
 
 use crate::{
@@ -12,21 +11,22 @@ use crate::{
         time::now,
     },
     conn::{
-        CloseReason, Deadline, Elapsed,
+        CloseReason, Elapsed,
         waits::{Late, NEVER, plus},
     },
-    middleware::frame::{FrameError, LastReply, Request, driver::Driver},
+    middleware::frame::{
+        FrameError, Request,
+        driver::Driver,
+        protocol::{Replies, Requests},
+    },
 };
 
-impl<I, S, C, L> Driver<I, S, C, L>
+impl<I, S, P> Driver<I, S, P>
 where
     I: Io,
-    S: Service<Request<C::Item>>,
+    S: Service<Request<<P as Requests>::Message>>,
     S::Error: Into<BoxError>,
-    C: Decoder + Encoder<S::Response>,
-    <C as Decoder>::Error: Into<BoxError>,
-    <C as Encoder<S::Response>>::Error: Into<BoxError>,
-    L: LastReply<S::Response>,
+    P: Requests + Replies<S::Response>,
 {
     /// What others have said to the connection since the last poll.
     pub(super) fn hear(&mut self) {
@@ -44,7 +44,9 @@ where
     }
 
     fn end_late(&mut self) {
-        if self.info.waits.take_late(Late::Handler) {
+        if P::BY_ID && self.info.waits.take_late(Late::Handler) {
+            self.end_late_by_id();
+        } else if self.info.waits.take_late(Late::Handler) {
             let limit = Some(self.shared.framing.handler);
             self.fail(FrameError::Elapsed(Elapsed::new(
                 CloseReason::Handler,
@@ -182,14 +184,8 @@ where
         let waiting = self
             .waiting
             .as_mut()
-            .and_then(|waiting| {
-                // A request that the service is not ready for waits as well, and for no longer than a handler.
-                let limit = framing.handler;
-                let by = waiting
-                    .by
-                    .get_or_insert_with(|| Deadline::after(now(), limit));
-                by.instant()
-            });
+            // A request that the service is not ready for waits as well, and for no longer than a handler.
+            .and_then(|waiting| waiting.stamp(&mut now));
         match handlers
             .into_iter()
             .chain(waiting)
@@ -200,6 +196,9 @@ where
         }
         if self.congested && !self.flight.is_empty() {
             self.held_since = self.held_since.min(info.stamp(now()));
+        }
+        if P::BY_ID && !self.dry && self.here_since == NEVER {
+            self.here_since = info.stamp(now());
         }
 
         if self.output.is_clear() {

@@ -11,6 +11,7 @@ pub struct Request<T> {
 
 impl<T> Request<T> {
     /// A request that came on `conn`.
+    #[inline]
     pub fn new(message: T, conn: &Arc<ConnInfo>) -> Self {
         Self {
             message,
@@ -19,11 +20,13 @@ impl<T> Request<T> {
     }
 
     /// The message.
+    #[inline]
     pub fn message(&self) -> &T {
         &self.message
     }
 
     /// The message alone.
+    #[inline]
     pub fn into_message(self) -> T {
         self.message
     }

@@ -6,7 +6,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use pin_project_lite::pin_project;
 use tokio_util::codec::{Decoder, Encoder};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -22,7 +21,12 @@ use crate::{
         turn::Turn,
         watch::{Limits, Verdict, Watch},
     },
-    middleware::frame::{FrameError, Framing, Request, driver::Driver, metrics::Metrics},
+    middleware::frame::{
+        FrameError, Framing, Request,
+        driver::Driver,
+        metrics::Metrics,
+        protocol::{InOrder, Replies, Requests},
+    },
 };
 
 /// Turns a service of requests into a service of connections. See the [module](crate::frame).
@@ -42,6 +46,26 @@ pub(super) struct Shared {
     keeps_time: KeepsTime,
 }
 
+impl Shared {
+    pub(super) fn new(framing: Framing, by_id: bool) -> Self {
+        Self {
+            metrics: Metrics::new(&framing.service, framing.dry_run, by_id),
+            no_limits: Arc::new(Limits::NONE),
+            keeps_time: KeepsTime::default(),
+            framing,
+        }
+    }
+
+    /// Whether deadlines can be kept at all.
+    pub(super) fn poll_ready(&self) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(
+            self.keeps_time
+                .check()
+                .map_err(Into::into),
+        )
+    }
+}
+
 impl<C> FrameLayer<C> {
     /// Frames by `codec`, with every setting of [`Framing`] at its default: one request at a time, and 30 s
     /// each for a request, its handler and its reply.
@@ -56,9 +80,13 @@ impl<C> FrameLayer<C> {
     ///
     /// # Errors
     ///
-    /// A setting of zero.
+    /// A setting of zero, or [`multiplexed`](Framing::multiplexed), for which a codec must have ids.
     pub fn with_framing(codec: C, framing: Framing) -> Result<Self, ConfigError> {
         framing.check()?;
+        if framing.multiplexed {
+            let problem = "needs a codec whose requests have ids, and `RpcLayer`";
+            return Err(ConfigError::new("multiplexed", problem));
+        }
         Ok(Self::unchecked(codec, framing))
     }
 
@@ -66,12 +94,7 @@ impl<C> FrameLayer<C> {
         Self {
             codec,
             last: Silent::default(),
-            shared: Arc::new(Shared {
-                metrics: Metrics::new(&framing.service, framing.dry_run),
-                no_limits: Arc::new(Limits::NONE),
-                keeps_time: KeepsTime::default(),
-                framing,
-            }),
+            shared: Arc::new(Shared::new(framing, false)),
         }
     }
 
@@ -148,48 +171,107 @@ where
     type Future = FrameFuture<I, S, C, L>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(
-            self.shared
-                .keeps_time
-                .check()
-                .map_err(Into::into),
-        )
+        self.shared.poll_ready()
     }
 
     fn call(&mut self, conn: Conn<I>) -> FrameFuture<I, S, C, L> {
-        // With a watch above, the deadlines of requests are kept there: one timer a connection.
-        let info = conn.info();
-        info.handshakes_done();
-        for safeguard in self.shared.framing.safeguards() {
-            info.passed.mark(safeguard);
-        }
-        let watched = info.waits.watched.get();
-        let limits = &self.shared.no_limits;
+        let protocol = InOrder {
+            codec: self.codec.clone(),
+            last: self.last.clone(),
+        };
         FrameFuture {
-            watch: (!watched).then(|| Box::pin(Watch::new(Arc::clone(limits)))),
-            driver: Driver::new(
-                conn,
-                self.inner.clone(),
-                self.codec.clone(),
-                self.last.clone(),
-                Arc::clone(&self.shared),
-            ),
+            crossing: Crossing::new(conn, self.inner.clone(), protocol, &self.shared),
         }
     }
 }
 
-pin_project! {
-    /// The future of [`Frame`]: one connection, until it ends.
-    #[must_use = "futures do nothing unless polled"]
-    pub struct FrameFuture<I, S, C, L>
+/// One connection, and who keeps its deadlines.
+pub(super) struct Crossing<I, S, P>
+where
+    I: Io,
+    S: Service<Request<<P as Requests>::Message>>,
+    P: Requests,
+{
+    driver: Driver<I, S, P>,
+    watch: Option<Pin<Box<Watch>>>,
+}
+
+impl<I, S, P> Crossing<I, S, P>
+where
+    I: Io,
+    S: Service<Request<<P as Requests>::Message>>,
+    S::Error: Into<BoxError>,
+    P: Requests + Replies<S::Response>,
+{
+    pub(super) fn new(conn: Conn<I>, service: S, protocol: P, shared: &Arc<Shared>) -> Self
     where
-        I: Io,
-        S: Service<Request<C::Item>>,
-        C: Decoder,
+        S: Clone,
     {
-        driver: Driver<I, S, C, L>,
-        watch: Option<Pin<Box<Watch>>>,
+        // With a watch above, the deadlines of requests are kept there: one timer a connection.
+        let info = conn.info();
+        info.handshakes_done();
+        for safeguard in shared.framing.safeguards() {
+            info.passed.mark(safeguard);
+        }
+        let watched = info.waits.watched.get();
+        let limits = &shared.no_limits;
+        Self {
+            watch: (!watched).then(|| Box::pin(Watch::new(Arc::clone(limits)))),
+            driver: Driver::new(conn, service, protocol, Arc::clone(shared)),
+        }
     }
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        let _turn = Turn::take(cx, self.driver.info());
+        loop {
+            if let Poll::Ready(result) = self.driver.poll(cx) {
+                return Poll::Ready(result);
+            }
+            let Some(watch) = &mut self.watch else {
+                return Poll::Pending;
+            };
+            let info = self.driver.info();
+            match std::task::ready!(watch.as_mut().poll(cx, info)) {
+                Verdict::Told => {}
+                Verdict::Over(elapsed) => {
+                    info.cut(elapsed.which());
+                    self.driver.abandon();
+                    return Poll::Ready(Err(FrameError::Elapsed(elapsed).into()));
+                }
+            }
+        }
+    }
+
+    pub(super) fn into_parts(self) -> Option<FrameParts<I>> {
+        let (conn, read, unwritten) = self.driver.into_parts()?;
+        Some(FrameParts {
+            conn,
+            read,
+            unwritten,
+        })
+    }
+}
+
+/// The future of [`Frame`]: one connection, until it ends.
+#[must_use = "futures do nothing unless polled"]
+pub struct FrameFuture<I, S, C, L>
+where
+    I: Io,
+    S: Service<Request<C::Item>>,
+    C: Decoder,
+    C::Error: Into<BoxError>,
+{
+    crossing: Crossing<I, S, InOrder<C, L>>,
+}
+
+// Nothing in it is pinned in place: handlers are pinned in seats of their own.
+impl<I, S, C, L> Unpin for FrameFuture<I, S, C, L>
+where
+    I: Io,
+    S: Service<Request<C::Item>>,
+    C: Decoder,
+    C::Error: Into<BoxError>,
+{
 }
 
 /// A framed connection taken apart; see [`FrameFuture::into_parts`].
@@ -220,12 +302,7 @@ where
     /// ready for. For an accept loop that calls the crossing itself: within a stack the future is not to be had.
     #[must_use]
     pub fn into_parts(self) -> Option<FrameParts<I>> {
-        let (conn, read, unwritten) = self.driver.into_parts()?;
-        Some(FrameParts {
-            conn,
-            read,
-            unwritten,
-        })
+        self.crossing.into_parts()
     }
 }
 
@@ -242,25 +319,7 @@ where
     type Output = Result<(), BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let _turn = Turn::take(cx, this.driver.info());
-        loop {
-            if let Poll::Ready(result) = this.driver.poll(cx) {
-                return Poll::Ready(result);
-            }
-            let Some(watch) = this.watch else {
-                return Poll::Pending;
-            };
-            let info = this.driver.info();
-            match std::task::ready!(watch.as_mut().poll(cx, info)) {
-                Verdict::Told => {}
-                Verdict::Over(elapsed) => {
-                    info.cut(elapsed.which());
-                    this.driver.abandon();
-                    return Poll::Ready(Err(FrameError::Elapsed(elapsed).into()));
-                }
-            }
-        }
+        self.get_mut().crossing.poll(cx)
     }
 }
 
@@ -269,6 +328,7 @@ where
     I: Io,
     S: Service<Request<C::Item>>,
     C: Decoder,
+    C::Error: Into<BoxError>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FrameFuture")

@@ -9,11 +9,14 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Framing {
     pub(super) depth: usize,
+    pub(super) multiplexed: bool,
     pub(super) request: Duration,
     pub(super) handler: Duration,
     pub(super) reply: Duration,
     pub(super) high_water: usize,
     pub(super) max_buffered: usize,
+    pub(super) refusal_cost: u32,
+    pub(super) refusal_window: Duration,
     pub(super) service: String,
     pub(super) dry_run: bool,
 }
@@ -22,11 +25,14 @@ impl Default for Framing {
     fn default() -> Self {
         Self {
             depth: 1,
+            multiplexed: false,
             request: REQUEST,
             handler: HANDLER,
             reply: REPLY,
             high_water: HIGH_WATER,
             max_buffered: MAX_BUFFERED,
+            refusal_cost: REFUSAL_COST,
+            refusal_window: REFUSAL_WINDOW,
             service: String::new(),
             dry_run: false,
         }
@@ -45,6 +51,19 @@ impl Framing {
     #[must_use]
     pub fn pipelined(mut self, depth: usize) -> Self {
         self.depth = depth;
+        self.multiplexed = false;
+        self
+    }
+
+    /// Up to `depth` requests of a connection are worked on at once; a reply goes out as soon as it is there, whatever
+    /// is before it. Requires a codec whose requests have ids: see [`RpcLayer`](crate::frame::RpcLayer).
+    ///
+    /// With `depth` in flight one more request is taken in and waits, so that a cancel behind those in flight is seen;
+    /// then nothing more is read, and TCP holds the peer back. A peer that keeps to `depth` thus never waits for it.
+    #[must_use]
+    pub fn multiplexed(mut self, depth: usize) -> Self {
+        self.depth = depth;
+        self.multiplexed = true;
         self
     }
 
@@ -88,6 +107,19 @@ impl Framing {
         self
     }
 
+    /// A request whose caller has no time left is refused before it is begun, but only as often as requests of the
+    /// same connection are served: a refusal costs `served` of them, which expire after `window`. When that is used up
+    /// such a request is served as if it had no limit of its own, so that a peer whose clock is wrong, or its sums, does
+    /// not have everything refused. Only for codecs that tell the time left. Default: 5, and 10 s, as Finagle has it.
+    ///
+    /// What was served since the last refusal is taken to have come evenly, so that nobody reads a clock for it.
+    #[must_use]
+    pub fn refusal_budget(mut self, served: u32, window: Duration) -> Self {
+        self.refusal_cost = served;
+        self.refusal_window = window;
+        self
+    }
+
     /// The `service` label of the metrics. Default: empty.
     #[must_use]
     pub fn service(mut self, name: impl Into<String>) -> Self {
@@ -107,6 +139,14 @@ impl Framing {
         self
     }
 
+    /// The same, with room for a frame of that payload.
+    pub(super) fn room_for(mut self, max_payload: usize) -> Self {
+        self.max_buffered = self
+            .max_buffered
+            .max(max_payload.saturating_add(1024));
+        self
+    }
+
     /// When a handler that is called now is due.
     #[inline]
     pub(super) fn handler_due(&self) -> Ambient {
@@ -118,10 +158,16 @@ impl Framing {
     }
 
     pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let depth = if self.multiplexed {
+            "multiplexed"
+        } else {
+            "pipelined"
+        };
         for (setting, size) in [
-            ("pipelined", self.depth),
+            (depth, self.depth),
             ("high_water", self.high_water),
             ("max_buffered", self.max_buffered),
+            ("refusal_budget", self.refusal_cost as usize),
         ] {
             if size == 0 {
                 return Err(ConfigError::zero(setting));
@@ -134,6 +180,7 @@ impl Framing {
             ("request_deadline", self.request),
             ("handler_deadline", self.handler),
             ("reply_deadline", self.reply),
+            ("refusal_budget", self.refusal_window),
         ] {
             if limit.is_zero() {
                 return Err(ConfigError::zero(setting));
@@ -178,3 +225,9 @@ const HIGH_WATER: usize = 64 * 1024;
 
 /// As tokio-util's own default, and a header.
 const MAX_BUFFERED: usize = (8 << 20) + 1024;
+
+/// A fifth of what is served, as Finagle has it.
+const REFUSAL_COST: u32 = 5;
+
+/// As Finagle has it.
+const REFUSAL_WINDOW: Duration = Duration::from_secs(10);
