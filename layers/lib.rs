@@ -80,6 +80,7 @@
 //!  conn        the connection, what is known of it, and how it ends
 //!  edge        where streams begin
 //!  middleware  the layers
+//!  outbound    what keeps connections to others
 //!  server      accept, drain, report
 //! ```
 //!
@@ -110,6 +111,8 @@
 //! | PROXY header | 107 bytes as a line, 4096 behind the fixed part of version 2 | nobody's is longer, but for client certificates |
 //! | PROXY headers and TLS handshakes | 256 at once, within 10 s each | two cores are busy with fewer; a few lost packets, no more |
 //! | peers that limits remember | 65,536 | 2.4 MB; beyond it the best behaved are forgotten first |
+//! | pooled connections | 1000 in all, 100 idle a target, for 90 s | one service's share of its descriptors; idle as Go keeps them |
+//! | waiting for a pooled connection | 1024, for 30 s at the most; a dial 10 s | what callers wait before they give up themselves |
 //! | backlog | 4096 | the system's own cap |
 //! | TCP | no delay, keepalive after 15 s | as Go does |
 //! | Unix socket | mode `0600` | whoever wants others to connect has to say so |
@@ -152,6 +155,12 @@
 //! | `tower_net_requests_total` | counter | `service`, `outcome`: `ok`, `failed`; where requests have ids also `refused`, `cancelled` | [`frame`], [`http`] |
 //! | `tower_net_request_seconds` | histogram | `service`, `outcome`; zero for a request that was answered at once | [`frame`], [`http`] |
 //! | `tower_net_write_queue_bytes` | gauge | `service` | [`frame`] |
+//! | `tower_net_pool_connections` | gauge | `pool`, `state`: `idle`, `in_use`, `connecting` | [`pool`] |
+//! | `tower_net_pool_waiting` | gauge | `pool` | [`pool`] |
+//! | `tower_net_pool_wait_seconds` | histogram | `pool`; zero for a get that was served at once | [`pool`] |
+//! | `tower_net_pool_gets_total` | counter | `pool`, `outcome`: `idle`, `late`, `dialled`; `backoff`, `closed`, `connect`, `elapsed`, `queue_full`, `left` | [`pool`] |
+//! | `tower_net_pool_connects_total` | counter | `pool`, `outcome`: `ok`, `failed`, `elapsed`, `abandoned` | [`pool`] |
+//! | `tower_net_pool_closed_total` | counter | `pool`, `reason`: `age`, `broken`, `closed`, `dropped`, `ended`, `evicted`, `idle`, `renewed`, `stray`, `surplus` | [`pool`] |
 //! | `tower_net_accept_errors_total` | counter | `kind`: see [`AcceptError`] | [`Server`] |
 //! | `tower_net_open_descriptors`, `tower_net_descriptor_limit` | gauge | | [`Server`] |
 //!
@@ -182,6 +191,7 @@ mod base;
 mod conn;
 mod edge;
 mod middleware;
+mod outbound;
 mod server;
 
 #[cfg(all(
@@ -193,7 +203,7 @@ mod server;
 ))]
 pub mod guides;
 
-pub use crate::{base::*, conn::*, edge::*, middleware::*, server::*};
+pub use crate::{base::*, conn::*, edge::*, middleware::*, outbound::*, server::*};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

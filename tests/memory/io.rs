@@ -1,6 +1,13 @@
 #[cfg(feature = "tls")]
 use std::sync::atomic::Ordering::Relaxed;
-use std::{convert::Infallible, future::poll_fn, io, io::IoSlice, pin::Pin};
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    io,
+    io::IoSlice,
+    pin::Pin,
+    sync::{Arc, Mutex},
+};
 
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
@@ -27,6 +34,7 @@ use tower_net::{
     limit::{ConnectionLimitLayer, Place},
     listen::AnyIo,
     meter::{MeterIo, MeterLayer},
+    pool::{PoolLayer, PooledIo, Pooling},
     pressure::{Enrolled, PressureLayer, Thresholds},
     throttle::{Rate, Rates, ThrottleIo, ThrottleLayer},
     trace::{Closing, TraceLayer},
@@ -93,6 +101,41 @@ async fn every_wrapper_passes_on_vectored_writes_flush_and_shutdown() {
         assert_eq!(written.unwrap(), 4, "{name}");
         assert_eq!(calls.counts(), [0, 1, 1, 1], "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_stream_out_of_a_pool_passes_on_the_same_and_shows_the_socket() {
+    let (inner, calls) = Vectored::pair();
+    let (near, _far) = tcp_pair().await;
+    let streams = Arc::new(Mutex::new(vec![Box::new(near) as Any, Box::new(inner)]));
+    let connector = tower::service_fn(move |_: u8| {
+        let io = streams.lock().unwrap().pop().unwrap();
+        async move { io::Result::Ok(Conn::new(io, ())) }
+    });
+    let pooling = Pooling::default();
+    let mut pool = PoolLayer::new("test", pooling)
+        .unwrap()
+        .layer(connector);
+
+    let mut io: PooledIo<Any> = pool
+        .call(0)
+        .await
+        .unwrap()
+        .into_parts()
+        .0;
+    let written = write_vectored(&mut io, [b"ab", b"cd"]).await;
+    io.flush().await.unwrap();
+    io.shutdown().await.unwrap();
+
+    assert!(io.is_write_vectored());
+    assert_eq!((written.unwrap(), calls.counts()), (4, [0, 1, 1, 1]));
+    assert!(
+        pool.call(0)
+            .await
+            .unwrap()
+            .socket()
+            .is_some()
+    );
 }
 
 #[tokio::test]

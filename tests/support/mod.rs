@@ -1,5 +1,6 @@
 //! What the tests share.
 
+pub mod exchange;
 pub mod hello;
 pub mod io;
 pub mod peer;

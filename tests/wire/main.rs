@@ -24,6 +24,7 @@ mod limit;
 mod listen;
 mod multiplexed;
 mod peer;
+mod pool;
 mod pressure;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_protocol;

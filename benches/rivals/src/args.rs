@@ -26,6 +26,9 @@ pub(crate) enum Command {
     /// Measure a short connection instead: the CPU of its accept, one exchange and its close
     #[cfg(feature = "ours")]
     Accept(AcceptArgs),
+    /// Measure a pool instead: a connection that is got and given back, beside what one would use instead
+    #[cfg(feature = "ours")]
+    Pool(PoolArgs),
     /// Measure HTTP/1.1 requests instead: an axum `Router`, behind the guards and without
     #[cfg(feature = "ours")]
     Web(WebArgs),
@@ -169,6 +172,23 @@ pub(crate) struct ForwardArgs {
     pub(crate) haproxy: bool,
     #[command(flatten)]
     pub(crate) cores: Cores,
+}
+
+#[cfg(feature = "ours")]
+#[derive(Debug, Args)]
+pub(crate) struct PoolArgs {
+    /// Gets per contestant and round
+    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(64..))]
+    pub(crate) gets: u32,
+    /// Rounds, in each of which every contestant takes its turn; one more comes first and is thrown away
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Core to run on
+    #[arg(long, default_value_t = 0)]
+    pub(crate) core: usize,
+    /// The other one, for two threads
+    #[arg(long, default_value_t = 1)]
+    pub(crate) other_core: usize,
 }
 
 #[derive(Debug, Args)]

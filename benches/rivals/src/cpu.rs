@@ -10,10 +10,17 @@ use nix::unistd::Pid;
 
 /// Pins this process, and the threads it will start, to one core.
 pub(crate) fn pin(core: usize) -> Result<()> {
+    pin_to(&[core])
+}
+
+/// Pins this process, and the threads it will start, to some cores.
+pub(crate) fn pin_to(cores: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();
-    set.set(core)
+    cores
+        .iter()
+        .try_for_each(|core| set.set(*core))
         .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
-        .with_context(|| format!("cannot run on core {core}"))
+        .with_context(|| format!("cannot run on cores {cores:?}"))
 }
 
 /// Raises the soft limit of open files to the hard one; server processes inherit it.

@@ -18,6 +18,8 @@ mod forward;
 mod idle;
 #[cfg(feature = "ours")]
 mod instructions;
+#[cfg(feature = "ours")]
+mod pool;
 mod report;
 mod rpc;
 mod server;
@@ -60,6 +62,8 @@ fn main() -> Result<()> {
             cpu::pin(args.cores.client_core)?;
             accept::run(&args)
         }
+        #[cfg(feature = "ours")]
+        Some(Command::Pool(args)) => pool::run(&args),
         #[cfg(feature = "ours")]
         Some(Command::Tls(args)) => {
             cpu::allow_many_files()?;

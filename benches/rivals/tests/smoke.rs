@@ -57,6 +57,14 @@ fn all_that_accept_answer_and_close() {
 
 #[cfg(feature = "ours")]
 #[test]
+fn all_pools_give_out_connections_and_take_them_back() {
+    let (ok, text) = rivals(&["pool", "--rounds", "1", "--gets", "6400"]);
+    assert!(ok, "{text}");
+    assert_eq!(text.matches("ours_tcp").count(), 3, "{text}");
+}
+
+#[cfg(feature = "ours")]
+#[test]
 fn all_tls_contestants_shake_hands_and_hold_idle_connections() {
     for resumed in [&[][..], &["--resumed"]] {
         let args = [

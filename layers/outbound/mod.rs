@@ -1,0 +1,3 @@
+//! What keeps connections to others.
+
+pub mod pool;

@@ -1,0 +1,397 @@
+//! Who has which connection, who waits, and how many there may be: without sockets, tasks or clocks.
+//!
+//! # Invariants
+//!
+//! - A *place* is a connection that is open or being opened: idle, in use, or a dial. It is freed exactly once, by
+//!   whoever has it.
+//! - Where somebody waits for a target, nothing idle of that target is left.
+//! - Those who wait for a target are served in the order of their coming, by whatever comes first: a connection that
+//!   is given back, or one that was dialled, for whom ever.
+//! - A target is known as long as it has a place, somebody who waits, a number to keep warm, or a failure that is
+//!   worth remembering.
+//! - Nobody is woken and nothing is dropped here: both are left in [`After`], for whoever holds the lock to let go.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    hash::Hash,
+    mem::take,
+    task::Waker,
+    time::Duration,
+};
+
+use slab::Slab;
+use tokio::time::Instant;
+
+use super::{
+    fates::{Gone, Refusal},
+    health::{ConnectBackoff, Health},
+};
+
+/// What is kept here: a connection, of which only this matters.
+pub(super) trait Member {
+    /// Its number, unlike any other of the pool.
+    fn number(&self) -> u64;
+    /// Which round of the pool it belongs to.
+    fn round(&self) -> u64;
+    /// When it has lived long enough.
+    fn retires(&self) -> Option<Instant>;
+}
+
+/// The bounds of everything.
+#[derive(Debug, Clone)]
+pub(super) struct Limits {
+    pub(super) open: usize,
+    pub(super) open_per_target: usize,
+    pub(super) idle_per_target: usize,
+    pub(super) waiting: usize,
+    pub(super) idle_for: Option<Duration>,
+    pub(super) backoff: ConnectBackoff,
+}
+
+/// How many there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Places in all.
+    pub(super) open: usize,
+    pub(super) idle: usize,
+    pub(super) dials: usize,
+    pub(super) waiting: usize,
+}
+
+impl Counts {
+    pub(super) fn in_use(&self) -> usize {
+        self.open - self.idle - self.dials
+    }
+}
+
+/// The books of one pool: targets `K`, connections `C`, and `A` by which a dial is called off.
+#[derive(Debug)]
+pub(super) struct Books<K, C, A> {
+    pub(super) limits: Limits,
+    pub(super) counts: Counts,
+    pub(super) after: After<C, A>,
+    pub(super) targets: Slab<Target<K, C, A>>,
+    pub(super) waiters: Slab<Waiter<C>>,
+    pub(super) index: HashMap<K, usize>,
+    /// Of those who wait, so many have not had a place to dial in yet.
+    pub(super) queued: usize,
+    /// So many targets are known for their failures alone.
+    pub(super) remembered: usize,
+    /// There is, or was, a target to keep warm.
+    pub(super) keeps_warm: bool,
+    /// There has been more than one target.
+    pub(super) several: bool,
+    next: u64,
+    pub(super) round: u64,
+    pub(super) closed: bool,
+    /// When the pool's own task looks next.
+    pub(super) armed: Option<Instant>,
+    /// It looks in time for what has been idle since then, or since any time after it.
+    pub(super) armed_since: Option<Instant>,
+}
+
+/// What is to be done without the lock.
+#[derive(Debug)]
+pub(super) struct After<C, A> {
+    /// Mostly there is one at the most.
+    pub(super) wake: Option<Waker>,
+    pub(super) wakes: Vec<Waker>,
+    /// To be dropped, which may do anything.
+    pub(super) outdated: Option<Waker>,
+    /// To be closed, and then to be freed where the place is; none where somebody has it already.
+    pub(super) closed: Vec<(C, Gone, Option<usize>)>,
+    pub(super) called_off: Vec<A>,
+    /// The pool's own task has something to do sooner than it thinks.
+    pub(super) rouse: bool,
+}
+
+impl<C, A> Default for After<C, A> {
+    fn default() -> Self {
+        Self {
+            wake: None,
+            wakes: Vec::new(),
+            outdated: None,
+            closed: Vec::new(),
+            called_off: Vec::new(),
+            rouse: false,
+        }
+    }
+}
+
+impl<C, A> After<C, A> {
+    pub(super) fn wake(&mut self, waker: Option<Waker>) {
+        if self.wake.is_none() {
+            self.wake = waker;
+        } else {
+            self.wakes.extend(waker);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        !self.rouse
+            && self.wake.is_none()
+            && self.outdated.is_none()
+            && self.closed.is_empty()
+            && self.called_off.is_empty()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Target<K, C, A> {
+    pub(super) key: K,
+    /// The longest idle first.
+    pub(super) idle: VecDeque<Idle<C>>,
+    /// Places.
+    pub(super) open: usize,
+    /// Of these, the dials by their numbers, each with how to call it off once it has begun.
+    pub(super) dials: BTreeMap<u64, Option<A>>,
+    /// Those who wait by their numbers, in order, and where they are.
+    pub(super) waiting: VecDeque<(u64, usize)>,
+    pub(super) health: Health,
+    pub(super) is_remembered: bool,
+    /// So many are to be idle at least.
+    pub(super) warm: usize,
+}
+
+impl<K, C, A> Target<K, C, A> {
+    pub(super) fn in_use(&self) -> usize {
+        self.open - self.idle.len() - self.dials.len()
+    }
+
+    /// Dials that nobody waits for any more.
+    pub(super) fn orphans(&self) -> usize {
+        self.dials
+            .len()
+            .saturating_sub(self.waiting.len())
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Idle<C> {
+    pub(super) since: Instant,
+    pub(super) member: C,
+}
+
+#[derive(Debug)]
+pub(super) struct Waiter<C> {
+    pub(super) number: u64,
+    pub(super) target: usize,
+    pub(super) waker: Option<Waker>,
+    /// It has had a place to dial in.
+    pub(super) has_dialled: bool,
+    pub(super) given: Given<C>,
+    /// When it gives up.
+    pub(super) by: Option<Instant>,
+}
+
+/// What somebody who waited has got.
+#[derive(Debug)]
+pub(super) enum Given<C> {
+    Nothing,
+    /// A place: dial, under this number.
+    Place(u64),
+    Member {
+        member: C,
+        is_fresh: bool,
+        at: Instant,
+    },
+    Refused(Refusal, Instant),
+}
+
+/// Somebody's place among those who wait.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ticket {
+    pub(super) number: u64,
+    pub(super) target: usize,
+    pub(super) key: usize,
+}
+
+#[derive(Debug)]
+pub(super) enum Got<C> {
+    Idle(C),
+    /// Wait; and dial under this number, if there is one.
+    Wait(Ticket, Option<u64>),
+}
+
+impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            counts: Counts::default(),
+            after: After::default(),
+            targets: Slab::new(),
+            waiters: Slab::new(),
+            index: HashMap::new(),
+            queued: 0,
+            remembered: 0,
+            keeps_warm: false,
+            several: false,
+            next: 0,
+            round: 0,
+            closed: false,
+            armed: None,
+            armed_since: None,
+        }
+    }
+
+    pub(super) fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Where a target is, which is mostly where it was the last time.
+    fn find(&self, key: &K, hint: usize) -> Option<usize> {
+        match self.targets.get(hint) {
+            Some(target) if target.key == *key => Some(hint),
+            _ => self.index.get(key).copied(),
+        }
+    }
+
+    pub(super) fn enter(&mut self, key: K) -> usize {
+        if let Some(at) = self.index.get(&key) {
+            return *at;
+        }
+        let at = self.targets.insert(Target {
+            key: key.clone(),
+            idle: VecDeque::new(),
+            open: 0,
+            dials: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            health: Health::default(),
+            is_remembered: false,
+            warm: 0,
+        });
+        self.index.insert(key, at);
+        self.several |= self.targets.len() > 1;
+        at
+    }
+
+    // === Getting
+
+    /// The connection that was given back last.
+    pub(super) fn take_idle(&mut self, key: &K, hint: usize) -> Option<(usize, C)> {
+        let at = self.find(key, hint)?;
+        let target = &mut self.targets[at];
+        let idle = target.idle.pop_back()?;
+        self.counts.idle -= 1;
+        if target.idle.len() < target.warm {
+            self.after.rouse = true;
+        }
+        Some((at, idle.member))
+    }
+
+    /// The same; or else waits, with a dial if there is a place for it. Whoever comes again keeps its number.
+    pub(super) fn wait(
+        &mut self,
+        key: K,
+        number: Option<u64>,
+        now: Instant,
+        by: Option<Instant>,
+    ) -> Result<Got<C>, Refusal> {
+        if self.closed {
+            return Err(Refusal::Closed);
+        }
+        if let Some((_, member)) = self.take_idle(&key, usize::MAX) {
+            return Ok(Got::Idle(member));
+        }
+        let at = self.enter(key);
+        let dial = self.claim(at, now);
+        let refusal = match dial {
+            Some(_) => None,
+            None if self.is_hopeless(at, now) => Some(self.backing_off(at, now)),
+            // Who comes again has been let in before.
+            None if self.queued >= self.limits.waiting && number.is_none() => {
+                Some(Refusal::QueueFull {
+                    bound: self.limits.waiting,
+                })
+            }
+            None => None,
+        };
+        if let Some(refusal) = refusal {
+            self.tidy(at, now);
+            return Err(refusal);
+        }
+        if dial.is_none() {
+            self.queued += 1;
+            self.look_for_room(at, now);
+        }
+        let number = number.unwrap_or_else(|| self.number());
+        let key = self.waiters.insert(Waiter {
+            number,
+            target: at,
+            waker: None,
+            has_dialled: dial.is_some(),
+            given: Given::Nothing,
+            by,
+        });
+        self.counts.waiting += 1;
+        let waiting = &mut self.targets[at].waiting;
+        let behind = waiting.partition_point(|(other, _)| *other < number);
+        waiting.insert(behind, (number, key));
+        self.arm(by);
+        let ticket = Ticket {
+            number,
+            target: at,
+            key,
+        };
+        Ok(Got::Wait(ticket, dial))
+    }
+
+    /// What has been given to somebody who waits, if anything has; a connection or a refusal ends the waiting.
+    pub(super) fn ask(&mut self, ticket: Ticket, waker: &Waker) -> Option<Given<C>> {
+        let waiter = &mut self.waiters[ticket.key];
+        match take(&mut waiter.given) {
+            Given::Nothing => {
+                if !waiter
+                    .waker
+                    .as_ref()
+                    .is_some_and(|known| known.will_wake(waker))
+                {
+                    self.after.outdated = waiter.waker.replace(waker.clone());
+                }
+                None
+            }
+            Given::Place(dial) => Some(Given::Place(dial)),
+            done => {
+                self.waiters.remove(ticket.key);
+                Some(done)
+            }
+        }
+    }
+
+    /// Somebody waits no longer; returns the connection that it was given and has not seen.
+    pub(super) fn leave(&mut self, ticket: Ticket, now: Instant) -> Option<(C, bool)> {
+        let mut waiter = self.waiters.remove(ticket.key);
+        self.after.outdated = waiter.waker.take();
+        match waiter.given {
+            Given::Member {
+                member, is_fresh, ..
+            } => return Some((member, is_fresh)),
+            Given::Refused(..) => {}
+            Given::Nothing | Given::Place(_) => {
+                self.strike(&waiter);
+                match waiter.given {
+                    Given::Place(dial) => self.dial_gone(waiter.target, dial, now),
+                    _ => self.tidy(waiter.target, now),
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes somebody off the list of those who wait.
+    pub(super) fn strike(&mut self, waiter: &Waiter<C>) {
+        let waiting = &mut self.targets[waiter.target].waiting;
+        if let Ok(at) = waiting.binary_search_by_key(&waiter.number, |(number, _)| *number) {
+            waiting.remove(at);
+        }
+        self.counts.waiting -= 1;
+        self.queued -= usize::from(!waiter.has_dialled);
+    }
+}
+
+impl<C> Default for Given<C> {
+    fn default() -> Self {
+        Self::Nothing
+    }
+}

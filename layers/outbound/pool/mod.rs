@@ -1,0 +1,226 @@
+//! Keeps connections to others, and gives them out again.
+//!
+//! A connector is a service that opens a connection to a target. A pool around it is a connector as well, whose
+//! connections come from a dial or from somebody who [gave one back](Conn::reuse).
+//!
+//! **Where it goes**: around everything that belongs to a connection for its whole life, outermost:
+//! `connect → timeout → PROXY header → TLS → meter → pool`. What belongs to a single exchange comes outside of it.
+//!
+//! ```
+//! use std::net::SocketAddr;
+//! use tokio::{io::{AsyncReadExt, AsyncWriteExt}, net::TcpStream};
+//! use tower::{Layer, Service, service_fn};
+//! use tower_net::pool::{PoolLayer, Pooling, Served};
+//!
+//! # async fn run(server: SocketAddr) -> Result<(), tower_net::error::BoxError> {
+//! let connector = service_fn(async |to: SocketAddr| TcpStream::connect(to).await?.try_into());
+//! let mut pool = PoolLayer::new("echo", Pooling::default())?.layer(connector);
+//!
+//! for served in [Served::Dialled, Served::Idle] {
+//!     let mut conn = pool.call(server).await?;
+//!     assert_eq!(conn.acquired().served(), served);
+//!     conn.write_all(b"ping").await?;
+//!     conn.read_exact(&mut [0; 4]).await?;
+//!     conn.reuse(); // a whole exchange that went well
+//! }
+//! # Ok(())
+//! # }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! #     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+//! #     let server = listener.local_addr().unwrap();
+//! #     let echo = async {
+//! #         let (mut read, mut write) = listener.accept().await.unwrap().0.into_split();
+//! #         tokio::io::copy(&mut read, &mut write).await.unwrap();
+//! #     };
+//! #     let (_, ran) = tokio::join!(echo, run(server));
+//! #     ran.unwrap();
+//! # }
+//! ```
+//!
+//! # A get
+//!
+//! ```text
+//!             ┌ one is idle ─ is it silent? ── yes ─────────────────────────────► served: idle
+//!             │                     └── no: closed, the next
+//!  call ──────┤ there is a place, or an idle one elsewhere makes room ─► dial ──► served: dialled
+//!             │                                                           │┌────► served: late
+//!             ├ all places are taken ─► queue ─► the first of ────────────┴┤
+//!             │                                  a dial, a connection given back
+//!             └ too many wait, or the target is down ───────────────────────────► refused at once
+//! ```
+//!
+//! One that waits takes whichever comes first, its own dial or a connection that somebody gives back; the other is
+//! kept for whoever comes next. Those who wait for a target are served in the order of their coming. A dial that
+//! fails is the failure of whoever asked for it, and lets the next one dial.
+//!
+//! One deadline covers all of it, however many connections turn out to be dead: [`Pooling::within`], or the
+//! [`Deadline`](crate::Deadline) of the caller's request if that is earlier. It does not cover the dial, which has
+//! [a limit of its own](Pooling::dial_within) and goes on when its caller has left: else callers with little time
+//! would never get a connection at all.
+//!
+//! # What comes back
+//!
+//! A connection is used again only if whoever had it says so, by [`Conn::reuse`]; dropped, it is closed. So one whose
+//! exchange failed, timed out or was cancelled half-way is never seen again, and nobody has to remember that.
+//!
+//! While it is idle its stream is watched: one that its peer ends, or that says something nobody asked for, is closed
+//! at once by the pool's own task. A get looks once more, without a round trip: it reads a byte without waiting,
+//! through TLS as well, and asks the socket. That costs no time to speak of, and leaves the moment between the look
+//! and the first byte: a failure on a connection that [is reused](Acquired::is_reused), before any reply, is no
+//! failure of the request.
+//!
+//! # Identity
+//!
+//! A connection may be announced as somebody's, by a PROXY header or a client certificate. Whoever gets it is taken for
+//! that one. So what a connection is announced as **must be part of the target**, or of the key that
+//! [`PoolLayer::keyed`] takes from it.
+//!
+//! # Bounds
+//!
+//! Places, the queue, idle connections and all times are those of [`Pooling`]. A target is remembered as long as it
+//! has a connection or somebody who waits; one that could not be reached some seconds longer, and of those no more
+//! than there are places.
+//!
+//! # Cost
+//!
+//! A get of an idle connection takes one short lock, allocates nothing, and asks the kernel for the one socket that
+//! it gives out. It reads no clock: what has been idle for too long is closed by the pool's own task, as late as its
+//! runtime is. Giving back takes the lock once more and reads the clock once.
+//!
+//! # Own tasks
+//!
+//! One for the pool, which ends with the last of its clones and handles, and one for each dial. They run in the
+//! runtime in which the layer was made, or in [another](Pooling::runtime). When that runtime ends, the pool closes.
+//!
+//! # Readiness
+//!
+//! Always. The connector is made ready, and called, when a dial is due.
+//!
+//! # Errors
+//!
+//! [`PoolError`], which says what the get was waiting for.
+//!
+//! # Cancel safety
+//!
+//! A get that is dropped leaves the queue without a trace, and gives back what it was given.
+//!
+//! # On drop
+//!
+//! With the last clone and handle all idle connections are closed. Those in use go on, and are closed when they are
+//! given back.
+
+mod books;
+mod dial;
+mod error;
+mod fates;
+mod get;
+mod handle;
+mod health;
+mod keeper;
+mod metrics;
+mod places;
+mod returns;
+mod rounds;
+mod settings;
+mod shared;
+mod stream;
+mod watch;
+
+use std::{fmt, hash::Hash, sync::Arc};
+
+use tokio::runtime::Handle;
+use tower_layer::Layer;
+use tower_service::Service;
+
+pub use self::{
+    error::{DialElapsed, DialPanicked, PoolCause, PoolError, PoolPhase},
+    get::{GetFuture, Pool},
+    handle::{PoolHandle, Snapshot},
+    health::ConnectBackoff,
+    settings::Pooling,
+    stream::{Acquired, PooledIo, Served},
+};
+use self::{get::KeyOf, metrics::Metrics, shared::Shared};
+use crate::{base::error::ConfigError, base::io::Io, conn::Conn};
+
+/// Keeps the connections of a connector. See the [module](self).
+///
+/// Each connector that it is layered on has a pool of its own.
+pub struct PoolLayer<T, K = T> {
+    pooling: Pooling,
+    runtime: Handle,
+    metrics: Arc<Metrics>,
+    key: Arc<KeyOf<T, K>>,
+}
+
+impl<T: Clone + 'static> PoolLayer<T> {
+    /// Connections to equal targets are alike. `name` is the value of the `pool` label in the metrics, whose handles
+    /// are made here, once: install the recorder first.
+    ///
+    /// The target is cloned for every get: one that holds text should share it.
+    ///
+    /// # Errors
+    ///
+    /// A setting that cannot work; or there is no runtime here that can keep time, and
+    /// [none was given](Pooling::runtime).
+    pub fn new(name: impl Into<String>, pooling: Pooling) -> Result<Self, ConfigError> {
+        Self::keyed(name, pooling, T::clone)
+    }
+}
+
+impl<T, K> PoolLayer<T, K> {
+    /// Connections to targets with equal keys are alike, whatever else there is to a target. What a connection is
+    /// announced as must be part of the key: see [identity](self#identity).
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](PoolLayer::new).
+    pub fn keyed<F>(name: impl Into<String>, pooling: Pooling, key: F) -> Result<Self, ConfigError>
+    where
+        F: Fn(&T) -> K + Send + Sync + 'static,
+    {
+        Ok(Self {
+            runtime: pooling.check()?,
+            metrics: Arc::new(Metrics::new(&name.into())),
+            pooling,
+            key: Arc::new(key),
+        })
+    }
+}
+
+impl<T, K> Clone for PoolLayer<T, K> {
+    fn clone(&self) -> Self {
+        Self {
+            pooling: self.pooling.clone(),
+            runtime: self.runtime.clone(),
+            metrics: Arc::clone(&self.metrics),
+            key: Arc::clone(&self.key),
+        }
+    }
+}
+
+impl<T, K> fmt::Debug for PoolLayer<T, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolLayer")
+            .field("pooling", &self.pooling)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<C, T, K, I> Layer<C> for PoolLayer<T, K>
+where
+    C: Service<T, Response = Conn<I>>,
+    K: Hash + Eq + Clone + Send + 'static,
+    I: Io,
+{
+    type Service = Pool<C, T, K, I>;
+
+    /// Begins the pool's own task.
+    fn layer(&self, connector: C) -> Self::Service {
+        let pooling = self.pooling.clone();
+        let shared = Shared::new(pooling, self.runtime.clone(), Arc::clone(&self.metrics));
+        keeper::keep(&shared);
+        Pool::new(connector, Arc::clone(&self.key), shared)
+    }
+}

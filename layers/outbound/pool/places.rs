@@ -1,0 +1,277 @@
+//! Places: who may dial, who makes room, and whom it is no use waiting for.
+
+use std::{hash::Hash, mem::take, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    books::{Books, Given, Member, Ticket, Waiter},
+    fates::{Gone, Refusal},
+};
+
+impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
+    // === Dialling
+
+    /// Takes a place to dial in, if there is one or can be made by closing an idle connection to somewhere else.
+    pub(super) fn claim(&mut self, at: usize, now: Instant) -> Option<u64> {
+        let is_full = self.targets[at].open >= self.limits.open_per_target;
+        if is_full || !self.may_dial(at, now) {
+            return None;
+        }
+        while self.counts.open >= self.limits.open {
+            if !self.evict(at, now) {
+                return None;
+            }
+        }
+        Some(self.open_dial(at))
+    }
+
+    pub(super) fn open_dial(&mut self, at: usize) -> u64 {
+        let dial = self.number();
+        let target = &mut self.targets[at];
+        target.open += 1;
+        target.dials.insert(dial, None);
+        self.counts.open += 1;
+        self.counts.dials += 1;
+        dial
+    }
+
+    /// A dial has begun, and can be called off by this.
+    pub(super) fn begun(&mut self, at: usize, dial: u64, by: A) {
+        let dials = self
+            .targets
+            .get_mut(at)
+            .map(|target| &mut target.dials);
+        // It may be over already.
+        if let Some(held) = dials.and_then(|dials| dials.get_mut(&dial)) {
+            *held = Some(by);
+        }
+    }
+
+    /// A dial has ended without an answer.
+    pub(super) fn dial_gone(&mut self, at: usize, dial: u64, now: Instant) {
+        self.end_dial(at, dial);
+        self.free(at, now);
+    }
+
+    /// A dial has failed: who asked for it is told, if it still waits.
+    pub(super) fn dial_failed(
+        &mut self,
+        at: usize,
+        dial: u64,
+        owner: Option<Ticket>,
+        refusal: Refusal,
+        now: Instant,
+    ) {
+        self.end_dial(at, dial);
+        let health = &mut self.targets[at].health;
+        health.failed(now, &self.limits.backoff);
+        if let Some(owner) = owner {
+            let waiter = self.waiters.get(owner.key);
+            if waiter.is_some_and(|waiter| waiter.number == owner.number) {
+                self.refuse(owner.key, refusal, now);
+            }
+        }
+        self.free(at, now);
+    }
+
+    /// A dial has succeeded: its connection is the first waiter's, or is returned. Its place is the connection's.
+    pub(super) fn dialled(&mut self, at: usize, dial: u64, member: C, now: Instant) -> Option<C> {
+        self.end_dial(at, dial);
+        let was_down = !self.targets[at].health.is_clean();
+        self.targets[at].health.succeeded();
+        let left = if self.closed || member.round() != self.round {
+            Some(member)
+        } else {
+            self.hand_over(at, member, now, true)
+                .err()
+        };
+        if was_down {
+            self.settle(at, now);
+        }
+        left
+    }
+
+    fn end_dial(&mut self, at: usize, dial: u64) {
+        let ended = self.targets[at].dials.remove(&dial);
+        debug_assert!(ended.is_some(), "a dial ends once");
+        self.counts.dials -= 1;
+    }
+
+    /// Ends somebody's waiting.
+    pub(super) fn refuse(&mut self, key: usize, refusal: Refusal, now: Instant) {
+        let waiter = &mut self.waiters[key];
+        let unused = match &waiter.given {
+            Given::Nothing => None,
+            Given::Place(dial) => Some(*dial),
+            Given::Member { .. } | Given::Refused(..) => return,
+        };
+        waiter.given = Given::Refused(refusal, now);
+        self.after.wake(waiter.waker.take());
+        let struck = Waiter {
+            number: waiter.number,
+            target: waiter.target,
+            has_dialled: waiter.has_dialled,
+            waker: None,
+            given: Given::Nothing,
+            by: None,
+        };
+        self.strike(&struck);
+        if let Some(dial) = unused {
+            self.dial_gone(struck.target, dial, now);
+        }
+    }
+
+    // === Places
+
+    /// Gives free places to those who have waited longest for one.
+    pub(super) fn settle(&mut self, at: usize, now: Instant) {
+        self.refuse_the_hopeless(at, now);
+        while let Some(key) = self.next_to_dial(at, now) {
+            let target = self.waiters[key].target;
+            let Some(dial) = self.claim(target, now) else {
+                return;
+            };
+            let waiter = &mut self.waiters[key];
+            self.queued -= usize::from(!waiter.has_dialled);
+            waiter.has_dialled = true;
+            waiter.given = Given::Place(dial);
+            self.after.wake(waiter.waker.take());
+        }
+    }
+
+    /// Who is to have the next place: of this target, or of any if all places were taken.
+    fn next_to_dial(&self, at: usize, now: Instant) -> Option<usize> {
+        let own = self.lacks_a_dial(at, now);
+        if self.queued == 0 || self.counts.open + 1 < self.limits.open {
+            return own.map(|(_, key)| key);
+        }
+        // The bound of this walk is that of the targets.
+        let all = self.targets.iter();
+        let all = all.filter(|(_, target)| !target.waiting.is_empty());
+        let first = all.filter_map(|(at, _)| self.lacks_a_dial(at, now));
+        first.min().map(|(_, key)| key)
+    }
+
+    /// The first who waits for this target without having had a place; or, if there are fewer dials than waiters, the
+    /// first whose dial served somebody else.
+    fn lacks_a_dial(&self, at: usize, now: Instant) -> Option<(u64, usize)> {
+        let target = self.targets.get(at)?;
+        if target.waiting.is_empty()
+            || target.open >= self.limits.open_per_target
+            || !self.may_dial(at, now)
+        {
+            return None;
+        }
+        let has_none = |(_, key): &&(u64, usize)| !self.waiters[*key].has_dialled;
+        let lost = |(_, key): &&(u64, usize)| {
+            target.waiting.len() > target.dials.len()
+                && matches!(self.waiters[*key].given, Given::Nothing)
+        };
+        let mut waiting = target.waiting.iter();
+        waiting
+            .find(has_none)
+            .or_else(|| target.waiting.iter().find(lost))
+            .copied()
+    }
+
+    /// Whether somebody waits for another target who would dial if there were a place more in all.
+    pub(super) fn is_wanted_elsewhere(&self, at: usize, now: Instant) -> bool {
+        let mut others = self.targets.iter();
+        self.counts.open >= self.limits.open
+            && others.any(|(other, _)| other != at && self.lacks_a_dial(other, now).is_some())
+    }
+
+    /// Closes the connection to another target that has been idle longest.
+    pub(super) fn evict(&mut self, but: usize, now: Instant) -> bool {
+        let others = self
+            .targets
+            .iter()
+            .filter(|(at, _)| *at != but);
+        let oldest = others.filter_map(|(at, target)| Some((target.idle.front()?.since, at)));
+        let Some((_, at)) = oldest.min() else {
+            return false;
+        };
+        let target = &mut self.targets[at];
+        let Some(idle) = target.idle.pop_front() else {
+            return false;
+        };
+        target.open -= 1;
+        self.counts.open -= 1;
+        self.counts.idle -= 1;
+        self.after
+            .closed
+            .push((idle.member, Gone::Evicted, None));
+        self.tidy(at, now);
+        true
+    }
+
+    /// Somebody waits for a place: if all are taken, a dial to another target that nobody waits for is called off. If
+    /// it is a pause that is waited for, its end is looked out for.
+    pub(super) fn look_for_room(&mut self, at: usize, now: Instant) {
+        if !self.may_dial(at, now) {
+            self.arm(self.targets[at].health.until());
+        } else if self.counts.open >= self.limits.open {
+            let targets = self.targets.iter_mut();
+            let mut others = targets.filter(|(other, target)| *other != at && target.orphans() > 0);
+            let off = others.find_map(|(_, target)| target.dials.values_mut().find_map(take));
+            self.after.called_off.extend(off);
+        }
+    }
+
+    // === Health
+
+    fn backs_off(&self) -> bool {
+        self.several || self.limits.backoff.alone
+    }
+
+    /// Whether one more dial to this target may begin: any, unless it is down; then one, after a pause.
+    fn may_dial(&self, at: usize, now: Instant) -> bool {
+        let target = &self.targets[at];
+        !self.backs_off()
+            || !target
+                .health
+                .is_down(&self.limits.backoff)
+            || target.health.has_rested(now) && target.dials.is_empty()
+    }
+
+    /// Whether one more who waits for this target would wait for nothing.
+    pub(super) fn is_hopeless(&self, at: usize, now: Instant) -> bool {
+        let target = &self.targets[at];
+        target.in_use() == 0
+            && target.waiting.len() >= target.dials.len()
+            && !self.may_dial(at, now)
+    }
+
+    pub(super) fn backing_off(&self, at: usize, now: Instant) -> Refusal {
+        let health = &self.targets[at].health;
+        Refusal::Backoff {
+            failures: health.failures(),
+            left: health
+                .until()
+                .map_or(Duration::ZERO, |until| until.saturating_duration_since(now)),
+        }
+    }
+
+    fn refuse_the_hopeless(&mut self, at: usize, now: Instant) {
+        loop {
+            let Some(target) = self.targets.get(at) else {
+                return;
+            };
+            if target.waiting.len() <= target.dials.len() || !self.is_hopeless(at, now) {
+                return;
+            }
+            let waiting = target.waiting.iter().rev();
+            let mut last = waiting.map(|(_, key)| *key);
+            let Some(key) = last
+                .clone()
+                .find(|key| !self.waiters[*key].has_dialled)
+                .or_else(|| last.next())
+            else {
+                return;
+            };
+            let refusal = self.backing_off(at, now);
+            self.refuse(key, refusal, now);
+        }
+    }
+}

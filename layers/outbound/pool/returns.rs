@@ -1,0 +1,168 @@
+//! Giving back: to whoever waits, to be idle, or for good.
+
+use std::{hash::Hash, mem::replace};
+
+use tokio::time::Instant;
+
+use super::{
+    books::{Books, Given, Idle, Member},
+    fates::Gone,
+};
+
+impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
+    /// A connection comes back, or one that was dialled for nobody who still waits; `false` if it is not kept.
+    pub(super) fn give_back(&mut self, at: usize, member: C, now: Instant, is_fresh: bool) -> bool {
+        let target = &self.targets[at];
+        let over = self.counts.open > self.limits.open || target.open > self.limits.open_per_target;
+        let gone = if self.closed {
+            Gone::Closed
+        } else if member.round() != self.round {
+            Gone::Renewed
+        } else if member
+            .retires()
+            .is_some_and(|retires| retires <= now)
+        {
+            Gone::Age
+        } else if over {
+            Gone::Surplus
+        } else if !target.waiting.is_empty() {
+            let handed = self.hand_over(at, member, now, is_fresh);
+            debug_assert!(handed.is_ok(), "somebody waits");
+            return true;
+        } else if target.idle.len() >= self.limits.idle_per_target {
+            Gone::Surplus
+        } else if self.queued > 0 && self.is_wanted_elsewhere(at, now) {
+            Gone::Evicted
+        } else {
+            self.keep_idle(at, member, now);
+            return true;
+        };
+        self.let_go(at, member, gone);
+        false
+    }
+
+    /// Gives a connection to the first who waits.
+    pub(super) fn hand_over(
+        &mut self,
+        at: usize,
+        member: C,
+        now: Instant,
+        is_fresh: bool,
+    ) -> Result<(), C> {
+        let Some((_, key)) = self.targets[at].waiting.pop_front() else {
+            return Err(member);
+        };
+        let waiter = &mut self.waiters[key];
+        self.counts.waiting -= 1;
+        self.queued -= usize::from(!waiter.has_dialled);
+        let given = Given::Member {
+            member,
+            is_fresh,
+            at: now,
+        };
+        let unused = replace(&mut waiter.given, given);
+        self.after.wake(waiter.waker.take());
+        if let Given::Place(dial) = unused {
+            self.dial_gone(at, dial, now);
+        }
+        Ok(())
+    }
+
+    fn keep_idle(&mut self, at: usize, member: C, since: Instant) {
+        if self
+            .armed_since
+            .is_none_or(|armed| since < armed)
+        {
+            self.armed_since = Some(since);
+            let idle_for = self.limits.idle_for;
+            self.arm(idle_for.and_then(|idle_for| since.checked_add(idle_for)));
+        }
+        self.arm(member.retires());
+        let idle = &mut self.targets[at].idle;
+        match idle.back() {
+            // It was only looked at.
+            Some(last) if last.since > since => {
+                let behind = idle.partition_point(|other| other.since <= since);
+                idle.insert(behind, Idle { since, member });
+            }
+            _ => idle.push_back(Idle { since, member }),
+        }
+        self.counts.idle += 1;
+    }
+
+    /// One that was only looked at goes back to where it was.
+    pub(super) fn put_back(&mut self, at: usize, idle: Idle<C>, now: Instant) {
+        if self.closed || idle.member.round() != self.round || self.queued > 0 {
+            self.give_back(at, idle.member, now, false);
+        } else if let Err(member) = self.hand_over(at, idle.member, now, false) {
+            self.keep_idle(at, member, idle.since);
+        }
+    }
+
+    /// Takes an idle connection out, to look at it.
+    pub(super) fn take_out(&mut self, at: usize, number: u64) -> Option<Idle<C>> {
+        let idle = &mut self.targets.get_mut(at)?.idle;
+        let place = idle
+            .iter()
+            .position(|idle| idle.member.number() == number)?;
+        self.counts.idle -= 1;
+        idle.remove(place)
+    }
+
+    /// Closes a connection that is not idle. Its place is free once it is closed.
+    pub(super) fn let_go(&mut self, at: usize, member: C, gone: Gone) {
+        self.after
+            .closed
+            .push((member, gone, Some(at)));
+    }
+
+    /// A place is free.
+    pub(super) fn free(&mut self, at: usize, now: Instant) {
+        self.targets[at].open -= 1;
+        self.counts.open -= 1;
+        self.settle(at, now);
+        self.tidy(at, now);
+        if self.keeps_warm {
+            // There may be room for one more of those.
+            self.after.rouse = true;
+        }
+    }
+
+    /// Has the pool's own task look no later than this.
+    pub(super) fn arm(&mut self, due: Option<Instant>) {
+        if let Some(due) = due {
+            if self
+                .armed
+                .is_none_or(|armed| due < armed)
+            {
+                self.armed = Some(due);
+                self.after.rouse = true;
+            }
+        }
+    }
+
+    /// Forgets a target of which nothing is left.
+    pub(super) fn tidy(&mut self, at: usize, now: Instant) {
+        let Some(target) = self.targets.get_mut(at) else {
+            return;
+        };
+        let is_empty = target.open == 0 && target.waiting.is_empty() && target.warm == 0;
+        let forget_at = target
+            .health
+            .forget_at(&self.limits.backoff);
+        let worth = forget_at.is_some_and(|at| at > now) && !self.closed;
+        let was_remembered = replace(&mut target.is_remembered, false);
+        self.remembered -= usize::from(was_remembered);
+        if !is_empty {
+            return;
+        }
+        if worth && self.remembered < self.limits.open {
+            target.is_remembered = true;
+            self.remembered += 1;
+            self.arm(forget_at);
+            return;
+        }
+        let target = self.targets.remove(at);
+        self.index.remove(&target.key);
+    }
+}

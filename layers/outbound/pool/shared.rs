@@ -1,0 +1,372 @@
+//! The pool itself: the books and their lock, and all that is done without it.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, OnceLock, Weak},
+};
+
+use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
+
+use super::{
+    books::{After, Books, Counts, Idle, Ticket},
+    dial::{Dial, Place},
+    fates::{Gone, Refusal},
+    handle::{Managed, Snapshot},
+    metrics::Metrics,
+    rounds::Warming,
+    settings::Pooling,
+    stream::{Home, Pooled, Record},
+    watch::{Calls, Watch, listen},
+};
+use crate::{
+    base::{
+        error::{BoxError, ConfigError},
+        io::Io,
+        sync::{Mutex, MutexGuard, PoisonError},
+        time::now,
+    },
+    conn::{CloseReason, Conn},
+};
+
+pub(super) type PoolBooks<K, I> = Books<K, Pooled<I>, AbortHandle>;
+
+/// How to dial a target that is kept warm.
+type Recipe<I> = Arc<dyn Fn(Place<I>) -> AbortHandle + Send + Sync>;
+
+/// What all clones of a pool have in common. The pool ends when the last of them and of its handles does.
+pub(super) struct Shared<K, I: Io> {
+    books: Mutex<PoolBooks<K, I>>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) pooling: Pooling,
+    pub(super) runtime: Handle,
+    pub(super) calls: Arc<Calls>,
+    pub(super) keeper: OnceLock<AbortHandle>,
+    recipes: Mutex<HashMap<usize, Recipe<I>>>,
+    pub(super) me: Weak<Self>,
+}
+
+impl<K, I> Shared<K, I>
+where
+    K: Hash + Eq + Clone + Send + 'static,
+    I: Io,
+{
+    pub(super) fn new(pooling: Pooling, runtime: Handle, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            books: Mutex::new(Books::new(pooling.limits().clone())),
+            metrics,
+            pooling,
+            runtime,
+            calls: Arc::default(),
+            keeper: OnceLock::new(),
+            recipes: Mutex::default(),
+            me: me.clone(),
+        })
+    }
+
+    /// Changes the books. Whom they have woken is woken, and what they have closed is dropped, without the lock.
+    pub(super) fn with<R>(&self, change: impl FnOnce(&mut PoolBooks<K, I>) -> R) -> R {
+        let mut books = lock(&self.books);
+        let before = books.counts;
+        let result = change(&mut books);
+        let counts = books.counts;
+        let after = if books.after.is_empty() {
+            None
+        } else {
+            Some(std::mem::take(&mut books.after))
+        };
+        drop(books);
+        self.metrics.moved(before, counts);
+        if let Some(after) = after {
+            self.clear_up(after);
+        }
+        result
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn drop_closed(&self, closed: Vec<(Pooled<I>, Gone, Option<usize>)>) {
+        let mut places = Vec::new();
+        for (pooled, gone, place) in closed {
+            self.metrics.closed(gone);
+            close(pooled, gone);
+            places.extend(place);
+        }
+        if !places.is_empty() {
+            let now = now();
+            self.with(|books| {
+                for at in places {
+                    books.free(at, now);
+                }
+            });
+        }
+    }
+
+    fn clear_up(&self, after: After<Pooled<I>, AbortHandle>) {
+        // First what is closed: whoever is woken for its place must not meet it.
+        if !after.closed.is_empty() {
+            self.drop_closed(after.closed);
+        }
+        if let Some(waker) = after.wake {
+            waker.wake();
+        }
+        drop(after.outdated);
+        for waker in after.wakes {
+            waker.wake();
+        }
+        for dial in after.called_off {
+            dial.abort();
+        }
+        if after.rouse {
+            self.calls.signal.notify_one();
+        }
+    }
+
+    /// Makes a connection one of the pool's.
+    fn enrol(&self, conn: Conn<I>, dial: Dial, now: Instant) -> Pooled<I> {
+        let watch = Watch::new(dial.target, dial.number, &self.calls);
+        let record = Box::new(Record {
+            home: self.me.clone(),
+            round: dial.round,
+            retires: self
+                .pooling
+                .lifetime()
+                .and_then(|lifetime| now.checked_add(lifetime)),
+            waker: Arc::clone(&watch).into(),
+            watch,
+        });
+        Pooled { conn, record }
+    }
+
+    /// Watches a connection that nobody uses, and keeps it or gives it to whoever waits.
+    pub(super) fn take_in(&self, mut pooled: Pooled<I>, is_fresh: bool) -> bool {
+        pooled.record.watch.begin();
+        if let Err(gone) = listen(&mut pooled.conn, &pooled.record.waker) {
+            self.let_go(pooled, gone);
+            return false;
+        }
+        let now = now();
+        let (kept, stirred) = self.with(|books| {
+            let watch = &pooled.record.watch;
+            // Whoever was called before it is here has not found it.
+            let stirred = watch
+                .has_stirred()
+                .then(|| Arc::clone(watch));
+            let target = watch.target;
+            (books.give_back(target, pooled, now, is_fresh), stirred)
+        });
+        if let Some(watch) = stirred {
+            watch.call();
+        }
+        kept
+    }
+
+    /// Looks at a connection that has stirred while it was idle.
+    pub(super) fn look_at(&self, watch: &Arc<Watch>) {
+        let found = self.with(|books| books.take_out(watch.target, watch.number));
+        let Some(Idle { since, mut member }) = found else {
+            return;
+        };
+        watch.begin();
+        if let Err(gone) = listen(&mut member.conn, &member.record.waker) {
+            return self.let_go(member, gone);
+        }
+        let now = now();
+        self.with(|books| books.put_back(watch.target, Idle { since, member }, now));
+        if watch.has_stirred() {
+            watch.call();
+        }
+    }
+
+    /// Begins a dial whose place has been taken.
+    pub(super) fn begin(
+        &self,
+        target: usize,
+        number: u64,
+        owner: Option<Ticket>,
+        begin: impl FnOnce(Place<I>) -> AbortHandle,
+    ) {
+        let dial = Dial {
+            target,
+            number,
+            round: self.with(|books| books.round),
+            owner,
+        };
+        let by = begin(Place {
+            home: self.me.clone(),
+            metrics: Arc::clone(&self.metrics),
+            runtime: self.runtime.clone(),
+            limit: self.pooling.dial_within,
+            dial,
+            is_over: false,
+        });
+        self.with(|books| books.begun(target, number, by));
+    }
+
+    /// Sets how many connections to a target are to be idle.
+    pub(super) fn keep_warm(&self, key: K, idle: usize, recipe: Recipe<I>) {
+        let at = self.with(|books| {
+            let at = books.enter(key);
+            books.keeps_warm = true;
+            books.targets[at].warm = idle;
+            books.tidy(at, now());
+            at
+        });
+        let mut recipes = lock(&self.recipes);
+        let old = match idle {
+            0 => recipes.remove(&at),
+            _ => recipes.insert(at, recipe),
+        };
+        drop(recipes);
+        drop(old);
+        self.calls.signal.notify_one();
+    }
+
+    /// Looks after everything that stirs or is due; returns when to do so next.
+    pub(super) fn tend(&self) -> Option<Instant> {
+        for watch in self.calls.take() {
+            self.look_at(&watch);
+        }
+        let now = now();
+        let (warming, due) = self.with(|books| {
+            let warming = if books.is_due(now) {
+                books.go_round(now)
+            } else {
+                Vec::new()
+            };
+            (warming, books.armed)
+        });
+        for Warming { target, dial } in warming {
+            let recipe = lock(&self.recipes)
+                .get(&target)
+                .cloned();
+            match recipe {
+                Some(recipe) => self.begin(target, dial, None, |place| recipe(place)),
+                // Not known yet, or no longer.
+                None => self.with(|books| books.dial_gone(target, dial, now)),
+            }
+        }
+        due
+    }
+
+    /// Closes the pool for good.
+    pub(super) fn shut(&self) {
+        self.with(|books| books.close(now()));
+    }
+}
+
+impl<K, I> Home<I> for Shared<K, I>
+where
+    K: Hash + Eq + Clone + Send + 'static,
+    I: Io,
+{
+    fn take_back(&self, pooled: Pooled<I>) -> bool {
+        self.take_in(pooled, false)
+    }
+
+    fn let_go(&self, pooled: Pooled<I>, gone: Gone) {
+        let target = pooled.target();
+        self.metrics.closed(gone);
+        close(pooled, gone);
+        self.with(|books| books.free(target, now()));
+    }
+
+    fn lost(&self, target: usize, gone: Gone) {
+        self.metrics.closed(gone);
+        self.with(|books| books.free(target, now()));
+    }
+
+    fn dialled(&self, dial: Dial, conn: Conn<I>) {
+        let now = now();
+        let pooled = self.enrol(conn, dial, now);
+        let left = self.with(|books| books.dialled(dial.target, dial.number, pooled, now));
+        if let Some(pooled) = left {
+            self.take_in(pooled, true);
+        }
+    }
+
+    fn dial_failed(&self, dial: Dial, error: BoxError) {
+        let now = now();
+        self.with(|books| {
+            let refusal = Refusal::Connect(error);
+            books.dial_failed(dial.target, dial.number, dial.owner, refusal, now);
+        });
+    }
+
+    fn dial_gone(&self, dial: Dial) {
+        let now = now();
+        self.with(|books| books.dial_gone(dial.target, dial.number, now));
+    }
+}
+
+impl<K, I> Managed for Shared<K, I>
+where
+    K: Hash + Eq + Clone + Send + 'static,
+    I: Io,
+{
+    fn snapshot(&self) -> Snapshot {
+        self.with(|books| Snapshot::new(books.counts, books.targets.len()))
+    }
+
+    fn close(&self) {
+        self.shut();
+    }
+
+    fn renew(&self) {
+        self.with(Books::renew);
+    }
+
+    fn set_max_open(&self, connections: usize) -> Result<(), ConfigError> {
+        if connections == 0 {
+            return Err(ConfigError::zero("max_open"));
+        }
+        self.with(|books| books.set_open(connections, now()));
+        Ok(())
+    }
+}
+
+impl<K, I: Io> Drop for Shared<K, I> {
+    fn drop(&mut self) {
+        if let Some(keeper) = self.keeper.get() {
+            keeper.abort();
+        }
+        let books = lock(&self.books);
+        // What is in use from now on is whose it is, and not the pool's.
+        self.metrics
+            .moved(books.counts, Counts::default());
+        for (_, target) in &books.targets {
+            for _ in &target.idle {
+                self.metrics.closed(Gone::Closed);
+            }
+            for dial in target.dials.values().flatten() {
+                dial.abort();
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Drops the stream, having said why. Its own drop may do anything, also panic.
+fn close<I>(pooled: Pooled<I>, gone: Gone) {
+    let reason = match gone {
+        Gone::Age => Some(CloseReason::Age),
+        Gone::Idle => Some(CloseReason::Idle),
+        Gone::Evicted | Gone::Surplus => Some(CloseReason::Reclaimed),
+        Gone::Ended => Some(CloseReason::Peer),
+        Gone::Stray => Some(CloseReason::Protocol),
+        Gone::Broken | Gone::Closed | Gone::Dropped | Gone::Renewed => None,
+    };
+    if let Some(reason) = reason {
+        pooled.conn.info().end_with(reason);
+    }
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(pooled)));
+    if dropped.is_err() {
+        tracing::debug!("a stream panicked when it was closed");
+    }
+}

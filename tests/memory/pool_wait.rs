@@ -1,0 +1,694 @@
+//! Waiting for a connection: in what order, for how long, and for what.
+
+use std::task::Poll;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep};
+use tokio_test::{assert_pending, task};
+use tower::ServiceBuilder;
+use tower_net::{
+    Deadline,
+    error::{BoxError, find},
+    frame::{Delimited, FrameLayer, Framing, Request},
+    pool::{
+        ConnectBackoff, DialElapsed, DialPanicked, PoolCause, PoolError, PoolPhase, Pooling, Served,
+    },
+};
+use tower_service::Service;
+
+use crate::{
+    pool::{Get, Lent, Lines, idle, number, pool, settle},
+    support::{
+        exchange::Answer,
+        peer::Peer,
+        service::{millis, secs},
+    },
+};
+
+fn waits(pool: &mut Lines, to: u16) -> task::Spawn<Get> {
+    let mut get = task::spawn(pool.call(to));
+    assert_pending!(get.poll());
+    get
+}
+
+fn served(get: &mut task::Spawn<Get>) -> Lent {
+    assert!(get.is_woken());
+    match get.poll() {
+        Poll::Ready(served) => served.unwrap(),
+        Poll::Pending => panic!("not served"),
+    }
+}
+
+fn refused(get: &mut task::Spawn<Get>) -> PoolError {
+    assert!(get.is_woken());
+    match get.poll() {
+        Poll::Ready(served) => served.unwrap_err(),
+        Poll::Pending => panic!("not refused"),
+    }
+}
+
+fn one_place() -> Pooling {
+    Pooling::default().max_open(1)
+}
+
+// === Places
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_are_served_in_the_order_of_their_coming() {
+    let (mut pool, ..) = pool(one_place());
+    let mut held = pool.call(1).await.unwrap();
+    let mut line: Vec<_> = (0..8)
+        .map(|_| waits(&mut pool, 1))
+        .collect();
+
+    for next in 0..8 {
+        assert!(held.reuse());
+        let woken: Vec<_> = line
+            .iter()
+            .map(task::Spawn::is_woken)
+            .collect();
+        assert_eq!(woken.iter().position(|woken| *woken), Some(0), "{next}");
+        assert_eq!(
+            woken
+                .iter()
+                .filter(|woken| **woken)
+                .count(),
+            1
+        );
+        held = served(&mut line[0]);
+        assert_eq!(held.acquired().served(), Served::Late);
+        drop(line.remove(0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn somebody_who_comes_later_does_not_overtake() {
+    let (mut pool, exchange, _) = pool(one_place());
+    let held = pool.call(1).await.unwrap();
+    let mut first = waits(&mut pool, 1);
+
+    drop(held);
+    // The place is the first one's, who has not come round to it yet.
+    let mut second = waits(&mut pool, 1);
+    settle().await;
+
+    assert_pending!(first.poll());
+    settle().await;
+    let conn = served(&mut first);
+    assert_eq!(conn.acquired().served(), Served::Dialled);
+    assert!(!second.is_woken());
+    conn.reuse();
+    served(&mut second);
+    assert_eq!((exchange.dials(), exchange.most()), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_leaves_the_queue_leaves_no_trace() {
+    let (mut pool, exchange, handle) = pool(one_place().max_waiting(3));
+    let held = pool.call(1).await.unwrap();
+    for _ in 0..100 {
+        let line: Vec<_> = (0..3)
+            .map(|_| waits(&mut pool, 1))
+            .collect();
+        drop(line);
+    }
+    let mut last = waits(&mut pool, 1);
+    assert_eq!(handle.snapshot().waiting(), 1);
+
+    held.reuse();
+
+    drop(served(&mut last));
+    assert_eq!(
+        (handle.snapshot().waiting(), handle.snapshot().targets()),
+        (0, 0)
+    );
+    assert_eq!(exchange.dials(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_given_to_one_who_leaves_goes_on_to_the_next() {
+    for is_place in [false, true] {
+        let (mut pool, _, handle) = pool(one_place());
+        let held = pool.call(1).await.unwrap();
+        let (given, next) = (waits(&mut pool, 1), waits(&mut pool, 1));
+
+        if is_place {
+            drop(held);
+        } else {
+            held.reuse();
+        }
+        drop(given);
+
+        assert!(next.is_woken());
+        next.await.unwrap().reuse();
+        assert_eq!((handle.snapshot().open(), handle.snapshot().idle()), (1, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_queue_refuses_at_once() {
+    let (mut pool, ..) = pool(one_place().max_waiting(2));
+    let _held = pool.call(1).await.unwrap();
+    let _line = (waits(&mut pool, 1), waits(&mut pool, 1));
+
+    let mut surplus = task::spawn(pool.call(1));
+
+    let Poll::Ready(Err(error)) = surplus.poll() else {
+        panic!("it should be refused");
+    };
+    assert!(matches!(
+        error.cause(),
+        PoolCause::QueueFull { bound: 2, .. }
+    ));
+    assert!(error.is_retryable());
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_nobody_may_wait_the_pool_is_a_limit() {
+    let (mut pool, ..) = pool(one_place().max_waiting(0));
+    let held = pool.call(1).await.unwrap();
+
+    let error = pool.call(1).await.unwrap_err();
+    drop(held);
+
+    assert!(matches!(
+        error.cause(),
+        PoolCause::QueueFull { bound: 0, .. }
+    ));
+    assert!(pool.call(1).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_idle_connection_to_another_target_makes_room() {
+    let (mut pool, exchange, handle) = pool(Pooling::default().max_open(3));
+    for to in [1, 2, 3] {
+        pool.call(to).await.unwrap().reuse();
+        sleep(millis(1)).await;
+    }
+    pool.call(1).await.unwrap().reuse();
+
+    let conn = pool.call(4).await.unwrap();
+
+    assert_eq!((conn.acquired().waited(), exchange.most()), (secs(0), 3));
+    assert_eq!(
+        (handle.snapshot().idle(), handle.snapshot().targets()),
+        (2, 3)
+    );
+    let served = pool
+        .call(1)
+        .await
+        .unwrap()
+        .acquired()
+        .served();
+    assert_eq!(served, Served::Idle);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_given_back_makes_room_for_who_waits_for_another_target() {
+    let (mut pool, exchange, _) = pool(one_place());
+    let held = pool.call(1).await.unwrap();
+    let other = waits(&mut pool, 2);
+
+    assert!(!held.reuse());
+
+    assert!(other.is_woken());
+    assert_eq!(other.await.unwrap().acquired().served(), Served::Dialled);
+    assert_eq!(exchange.most(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_has_a_limit_of_its_own_and_leaves_the_rest_to_others() {
+    let pooling = Pooling::default()
+        .max_open(3)
+        .max_open_per_target(2);
+    let (mut pool, exchange, handle) = pool(pooling);
+    let held = (pool.call(1).await.unwrap(), pool.call(1).await.unwrap());
+    let own = waits(&mut pool, 1);
+
+    let other = pool.call(2).await.unwrap();
+    drop(other);
+    assert!(!own.is_woken());
+    drop(held.0);
+
+    assert_eq!(own.await.unwrap().acquired().served(), Served::Dialled);
+    assert_eq!((exchange.most(), handle.snapshot().targets()), (3, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_a_place_in_all_get_it_in_the_order_of_their_coming() {
+    let (mut pool, exchange, _) = pool(one_place());
+    let mut held = pool.call(1).await.unwrap();
+    let mut line: Vec<_> = [2, 3, 2, 1]
+        .map(|to| waits(&mut pool, to))
+        .into();
+
+    for _ in 0..4 {
+        drop(held);
+        assert!(
+            line[0].is_woken()
+                && !line
+                    .iter()
+                    .skip(1)
+                    .any(task::Spawn::is_woken)
+        );
+        assert_pending!(line[0].poll());
+        settle().await;
+        held = served(&mut line[0]);
+        drop(line.remove(0));
+    }
+    assert_eq!((exchange.dials(), exchange.most()), (5, 1));
+}
+
+// === Late binding
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_given_back_is_taken_before_ones_own_dial_and_the_dial_is_kept() {
+    let (mut pool, exchange, handle) = pool(Pooling::default());
+    let held = pool.call(1).await.unwrap();
+    exchange.answer(1, Answer::After(secs(1)));
+    let mut get = waits(&mut pool, 1);
+    settle().await;
+    assert_eq!(handle.snapshot().connecting(), 1);
+
+    sleep(millis(300)).await;
+    let id = number(&held);
+    held.reuse();
+    let conn = served(&mut get);
+    sleep(secs(1)).await;
+
+    let acquired = conn.acquired();
+    assert_eq!((acquired.served(), number(&conn)), (Served::Late, id));
+    assert!(acquired.waited() >= millis(300) && acquired.waited() < millis(310));
+    assert_eq!((handle.snapshot().idle(), exchange.open()), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_came_first_gets_the_dial_that_is_done_first() {
+    let (mut pool, exchange, _) = pool(Pooling::default());
+    exchange.answer(1, Answer::After(secs(2)));
+    let mut first = waits(&mut pool, 1);
+    settle().await;
+    exchange.answer(1, Answer::After(secs(1)));
+    let mut second = waits(&mut pool, 1);
+
+    sleep(millis(1_500)).await;
+    let early = served(&mut first);
+    assert!(!second.is_woken());
+    sleep(secs(1)).await;
+    let late = served(&mut second);
+
+    assert_eq!(early.acquired().served(), Served::Dialled);
+    assert_eq!(late.acquired().served(), Served::Dialled);
+    assert_eq!(exchange.dials(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_whose_dial_served_another_gets_a_new_one_when_the_others_fails() {
+    let (mut pool, exchange, _) = pool(Pooling::default());
+    exchange.answer(1, Answer::RefuseAfter(secs(2)));
+    let mut first = waits(&mut pool, 1);
+    settle().await;
+    exchange.answer(1, Answer::After(secs(1)));
+    let mut second = waits(&mut pool, 1);
+    settle().await;
+
+    sleep(millis(1_500)).await;
+    let _held = served(&mut first);
+    sleep(secs(1)).await;
+    assert_pending!(second.poll());
+    sleep(secs(2)).await;
+
+    // The failure was of a dial that another had asked for.
+    assert_eq!(served(&mut second).acquired().served(), Served::Dialled);
+    assert_eq!(exchange.dials(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_died_on_its_way_to_who_waits_is_replaced_and_the_order_kept() {
+    let (mut pool, exchange, _) = pool(one_place());
+    let held = pool.call(1).await.unwrap();
+    let far = exchange.far(0);
+    let (mut first, mut second) = (waits(&mut pool, 1), waits(&mut pool, 1));
+
+    held.reuse();
+    drop(far);
+    assert!(first.is_woken());
+    // It finds the connection dead, whose place goes to the first in the line, which it is again.
+    assert_pending!(first.poll());
+    settle().await;
+
+    let conn = served(&mut first);
+    assert_eq!(conn.acquired().served(), Served::Dialled);
+    assert!(!second.is_woken());
+    conn.reuse();
+    served(&mut second);
+    assert_eq!((exchange.dials(), exchange.most()), (2, 1));
+}
+
+// === Dials
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_fails_is_the_failure_of_who_asked_and_lets_the_next_dial() {
+    let (mut pool, exchange, handle) = pool(one_place());
+    exchange.answer(1, Answer::RefuseAfter(secs(1)));
+    let (mut first, mut second) = (waits(&mut pool, 1), waits(&mut pool, 1));
+    settle().await;
+    exchange.answer(1, Answer::Connect);
+
+    sleep(secs(2)).await;
+    let error = refused(&mut first);
+    assert!(second.is_woken());
+    assert_pending!(second.poll());
+    settle().await;
+
+    assert!(matches!(error.cause(), PoolCause::Connect(_)));
+    let io = find::<std::io::Error>(&error).unwrap();
+    assert_eq!(io.kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!((error.waited(), error.is_retryable()), (secs(1), true));
+    served(&mut second).reuse();
+    assert_eq!((handle.snapshot().open(), exchange.most()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_goes_on_when_its_caller_has_left_and_is_kept() {
+    let (mut pool, exchange, handle) = pool(Pooling::default());
+    exchange.answer(1, Answer::After(secs(1)));
+
+    drop(waits(&mut pool, 1));
+    sleep(secs(2)).await;
+
+    assert_eq!(
+        (handle.snapshot().idle(), handle.snapshot().waiting()),
+        (1, 0)
+    );
+    let conn = pool.call(1).await.unwrap();
+    assert_eq!(
+        (conn.acquired().served(), exchange.dials()),
+        (Served::Idle, 1)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn dials_that_nobody_waits_for_make_room_for_another_target() {
+    let (mut pool, exchange, handle) = pool(Pooling::default().max_open(2));
+    exchange.answer(1, Answer::Hang);
+    drop((waits(&mut pool, 1), waits(&mut pool, 1)));
+    settle().await;
+    assert_eq!(handle.snapshot().connecting(), 2);
+
+    let conn = pool.call(2).await.unwrap();
+
+    assert_eq!(conn.acquired().served(), Served::Dialled);
+    assert_eq!((handle.snapshot().connecting(), exchange.most()), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_has_a_limit_which_the_connectors_below_find_as_their_deadline() {
+    let (mut pool, exchange, handle) = pool(Pooling::default().dial_within(secs(3)));
+    exchange.answer(1, Answer::Hang);
+    let (start, mut get) = (Instant::now(), waits(&mut pool, 1));
+
+    sleep(secs(4)).await;
+    let error = refused(&mut get);
+
+    assert_eq!(
+        find::<DialElapsed>(&error)
+            .unwrap()
+            .limit(),
+        secs(3)
+    );
+    assert_eq!(exchange.deadlines(), [Deadline::at(start + secs(3))]);
+    assert_eq!((handle.snapshot().open(), exchange.most()), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connector_that_panics_is_a_dial_that_failed() {
+    let (mut pool, exchange, handle) = pool(Pooling::default());
+    exchange.answer(1, Answer::Panic);
+
+    let error = pool.call(1).await.unwrap_err();
+
+    assert!(find::<DialPanicked>(&error).is_some());
+    assert_eq!(handle.snapshot().open(), 0);
+}
+
+// === Time
+
+#[tokio::test(start_paused = true)]
+async fn a_get_takes_no_longer_than_the_pools_limit_whatever_it_waits_for() {
+    for (places, phase) in [(1, PoolPhase::Waiting), (2, PoolPhase::Connecting)] {
+        let (mut pool, exchange, handle) = pool(
+            Pooling::default()
+                .max_open(places)
+                .within(secs(5)),
+        );
+        let _held = pool.call(1).await.unwrap();
+        exchange.answer(1, Answer::Hang);
+        let mut get = waits(&mut pool, 1);
+
+        sleep(secs(5) - millis(2)).await;
+        assert!(!get.is_woken());
+        sleep(millis(4)).await;
+        let error = refused(&mut get);
+
+        let PoolCause::Elapsed {
+            phase: told,
+            is_callers: false,
+            ..
+        } = error.cause()
+        else {
+            panic!("{error}");
+        };
+        assert_eq!((*told, handle.snapshot().waiting()), (phase, 0));
+        assert!(error.waited() >= secs(5) && error.is_retryable());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_get_takes_no_longer_than_the_deadline_of_the_request_it_is_for() {
+    let (mut pool, exchange, handle) = pool(one_place().within(secs(5)));
+    let held = pool.call(1).await.unwrap();
+    let asking = pool.clone();
+    let framing = Framing::default().handler_deadline(secs(2));
+    let service = ServiceBuilder::new()
+        .layer(FrameLayer::with_framing(Delimited::lines(64), framing).unwrap())
+        .service_fn(move |_: Request<Bytes>| {
+            let mut pool = asking.clone();
+            async move {
+                let start = Instant::now();
+                let by = Deadline::current();
+                let get = pool.call(1);
+                tokio::spawn(async move {
+                    let error = get.await.unwrap_err();
+                    let PoolCause::Elapsed { is_callers, .. } = error.cause() else {
+                        panic!("{error}");
+                    };
+                    assert!(is_callers & !error.is_retryable());
+                    assert!(by.has_passed() && start.elapsed() < secs(3));
+                });
+                sleep(secs(1)).await;
+                Ok::<_, BoxError>("asked")
+            }
+        });
+    let mut peer = Peer::of(service);
+
+    peer.send("now\n").await;
+    assert_eq!(peer.hear().await, "asked");
+    assert_eq!(handle.snapshot().waiting(), 1);
+    sleep(secs(2)).await;
+
+    assert_eq!((handle.snapshot().waiting(), exchange.dials()), (0, 1));
+    held.reuse();
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_waits_less_than_those_before_gives_up_before_them() {
+    let (mut pool, ..) = pool(one_place().within(secs(20)));
+    let _held = pool.call(1).await.unwrap();
+    let mut early = waits(&mut pool, 1);
+
+    sleep(secs(15)).await;
+    let mut late = waits(&mut pool, 1);
+    sleep(secs(6)).await;
+
+    assert!(matches!(
+        refused(&mut early).cause(),
+        PoolCause::Elapsed { .. }
+    ));
+    assert_pending!(late.poll());
+}
+
+// === A target that cannot be reached
+
+fn backoff() -> ConnectBackoff {
+    ConnectBackoff::default().even_alone(true)
+}
+
+async fn fail(pool: &mut Lines, times: usize) {
+    for _ in 0..times {
+        let error = pool.call(1).await.unwrap_err();
+        assert!(matches!(error.cause(), PoolCause::Connect(_)), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_that_fails_in_a_row_is_left_alone_until_one_dial_succeeds() {
+    let (mut pool, exchange, handle) = pool(Pooling::default().backoff(backoff()));
+    exchange.answer(1, Answer::Refuse);
+    fail(&mut pool, 3).await;
+
+    let error = pool.call(1).await.unwrap_err();
+    let PoolCause::Backoff {
+        failures: 3, left, ..
+    } = error.cause()
+    else {
+        panic!("{error}");
+    };
+    assert!(*left >= millis(99) && *left <= millis(200), "{left:?}");
+    assert!(error.is_retryable());
+    sleep(millis(201)).await;
+    exchange.answer(1, Answer::After(secs(1)));
+    let mut probe = waits(&mut pool, 1);
+    settle().await;
+    let others = pool.call(1).await.unwrap_err();
+    sleep(secs(2)).await;
+
+    assert!(matches!(others.cause(), PoolCause::Backoff { left, .. } if left.is_zero()));
+    let _probe = served(&mut probe);
+    exchange.answer(1, Answer::Connect);
+    assert!(pool.call(1).await.is_ok());
+    assert_eq!((exchange.dials(), handle.snapshot().waiting()), (5, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_grow_with_each_failure_and_begin_anew_after_a_success() {
+    let (mut pool, exchange, _) = pool(Pooling::default().backoff(backoff()));
+    exchange.answer(1, Answer::Refuse);
+    let mut pauses = Vec::new();
+    fail(&mut pool, 2).await;
+
+    for _ in 0..5 {
+        fail(&mut pool, 1).await;
+        let start = Instant::now();
+        while let PoolCause::Backoff { left, .. } = pool
+            .call(2 - 1)
+            .await
+            .unwrap_err()
+            .cause()
+        {
+            pauses.push(*left);
+            sleep(*left).await;
+            if start.elapsed() >= pauses[pauses.len() - 1] {
+                break;
+            }
+        }
+    }
+    let least: Vec<_> = [100, 200, 400, 800, 1_600]
+        .map(millis)
+        .into();
+    for (pause, least) in pauses.iter().zip(&least) {
+        assert!(
+            pause >= &(*least - millis(2)) && *pause <= *least * 2,
+            "{pauses:?}"
+        );
+    }
+    exchange.answer(1, Answer::Connect);
+    sleep(secs(5)).await;
+    drop(pool.call(1).await.unwrap());
+    exchange.answer(1, Answer::Refuse);
+
+    fail(&mut pool, 3).await;
+    let error = pool.call(1).await.unwrap_err();
+    assert!(matches!(error.cause(), PoolCause::Backoff { left, .. } if *left <= millis(200)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_with_one_target_only_goes_on_dialling_it() {
+    let (mut pool, exchange, _) = pool(Pooling::default());
+    exchange.answer(1, Answer::Refuse);
+    fail(&mut pool, 20).await;
+
+    pool.call(2).await.unwrap().reuse();
+    let error = pool.call(1).await.unwrap_err();
+
+    assert!(matches!(error.cause(), PoolCause::Backoff { .. }));
+    assert_eq!(
+        pool.call(2)
+            .await
+            .unwrap()
+            .acquired()
+            .served(),
+        Served::Idle
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_connections_are_in_use_one_waits_for_them_while_the_target_is_down() {
+    let (mut pool, exchange, _) = pool(Pooling::default().backoff(backoff()));
+    let held = pool.call(1).await.unwrap();
+    let other = pool.call(1).await.unwrap();
+    exchange.answer(1, Answer::Refuse);
+    fail(&mut pool, 3).await;
+
+    let (mut first, mut second) = (waits(&mut pool, 1), waits(&mut pool, 1));
+    held.reuse();
+    assert_eq!(served(&mut first).acquired().served(), Served::Late);
+    // It is dropped: with the last one there is nothing left to wait for.
+    drop(other);
+
+    let error = refused(&mut second);
+    assert!(
+        matches!(error.cause(), PoolCause::Backoff { .. }),
+        "{error}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_pause_is_over_one_of_those_who_wait_dials() {
+    let (mut pool, exchange, _) = pool(Pooling::default().backoff(backoff()));
+    let held = pool.call(1).await.unwrap();
+    exchange.answer(1, Answer::Refuse);
+    fail(&mut pool, 3).await;
+    let (mut first, second) = (waits(&mut pool, 1), waits(&mut pool, 1));
+    exchange.answer(1, Answer::Connect);
+
+    sleep(millis(202)).await;
+    assert!(first.is_woken() && !second.is_woken());
+    assert_pending!(first.poll());
+    settle().await;
+
+    served(&mut first);
+    assert!(second.is_woken());
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_failing_targets_are_remembered_than_there_are_places() {
+    let (mut pool, exchange, handle) = pool(Pooling::default().max_open(10));
+    for to in 100..200 {
+        exchange.answer(to, Answer::Refuse);
+        pool.call(to).await.unwrap_err();
+    }
+
+    assert_eq!(handle.snapshot().targets(), 10);
+    sleep(secs(6)).await;
+
+    assert_eq!(handle.snapshot().targets(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_whole_line_is_told_what_there_is_to_say() {
+    let (mut pool, exchange, _) = pool(Pooling::default().within(secs(1)));
+    idle(&mut pool, 1).await;
+    let _held = pool.call(1).await.unwrap();
+    exchange.answer(1, Answer::Hang);
+
+    let error = pool.call(1).await.unwrap_err();
+
+    let text = error.to_string();
+    assert!(text.starts_with("no connection after 1"), "{text}");
+    assert!(
+        text.ends_with(": the pool's limit passed while connecting"),
+        "{text}"
+    );
+}
