@@ -111,6 +111,12 @@
 //! | PROXY header | 107 bytes as a line, 4096 behind the fixed part of version 2 | nobody's is longer, but for client certificates |
 //! | PROXY headers and TLS handshakes | 256 at once, within 10 s each | two cores are busy with fewer; a few lost packets, no more |
 //! | peers that limits remember | 65,536 | 2.4 MB; beyond it the best behaved are forgotten first |
+//! | calls in flight on a connection | 64, of 1 MiB at the most | as deep as servers commonly let one go |
+//! | a call, an attempt to connect | 30 s, 10 s | as a handler; some lost packets and a handshake |
+//! | attempts to connect | 50 ms to 5 s apart, a half of it chance | a server that was restarted is there again soon |
+//! | calls made a second time | 20 % of all, and 10 a second | as Finagle and Envoy have it |
+//! | calls at once of a fan-out | 64 | as many as a connection has in flight |
+//! | lookup of peers | every 30 s, for 5 s, 128 of them | what short-lived records commonly are given |
 //! | pooled connections | 1000 in all, 100 idle a target, for 90 s | one service's share of its descriptors; idle as Go keeps them |
 //! | waiting for a pooled connection | 1024, for 30 s at the most; a dial 10 s | what callers wait before they give up themselves |
 //! | backlog | 4096 | the system's own cap |
@@ -155,6 +161,15 @@
 //! | `tower_net_requests_total` | counter | `service`, `outcome`: `ok`, `failed`; where requests have ids also `refused`, `cancelled` | [`frame`], [`http`] |
 //! | `tower_net_request_seconds` | histogram | `service`, `outcome`; zero for a request that was answered at once | [`frame`], [`http`] |
 //! | `tower_net_write_queue_bytes` | gauge | `service` | [`frame`] |
+//! | `tower_net_client_calls_total` | counter | `service`, `outcome`: `ok`, `failed`, `refused`, `spent`, `cancelled`, `connect`, `closed`, `invalid` | [`client`] |
+//! | `tower_net_client_call_seconds` | histogram | `service`, `outcome` | [`client`] |
+//! | `tower_net_client_in_flight`, `tower_net_client_connections` | gauge | `service` | [`client`] |
+//! | `tower_net_client_connects_total` | counter | `service`, `outcome`: `ok`, `failed` | [`client`] |
+//! | `tower_net_client_reconnects_total` | counter | `service` | [`client`] |
+//! | `tower_net_client_retries_total` | counter | `service`, `outcome`: `retried`, `no_budget` | [`client`] |
+//! | `tower_net_client_late_replies_total` | counter | `service`: replies that nobody waited for any more | [`client`] |
+//! | `tower_net_balance_lookups_total` | counter | `service`, `outcome`: `ok`, `failed` | [`balance`] |
+//! | `tower_net_balance_endpoints` | gauge | `service` | [`balance`] |
 //! | `tower_net_pool_connections` | gauge | `pool`, `state`: `idle`, `in_use`, `connecting` | [`pool`] |
 //! | `tower_net_pool_waiting` | gauge | `pool` | [`pool`] |
 //! | `tower_net_pool_wait_seconds` | histogram | `pool`; zero for a get that was served at once | [`pool`] |
@@ -171,6 +186,7 @@
 //! | feature | room | brings |
 //! |---|---|---|
 //! | `axum` | [`Incoming`] | axum's `Listener` and `ConnectInfo` |
+//! | `balance` | [`balance`] | `tower`, for its balancing |
 //! | `dns` | [`dns`] | `hickory-resolver` |
 //! | `guard` | [`guard`] | `serde` and `humantime`, for its settings; `proxy-protocol` |
 //! | `http` | [`http`] | `hyper` and `hyper-util` |

@@ -1,146 +1,160 @@
-//! A small pipelined client: many calls in flight on one connection, their replies in order.
+//! The client: typed calls to a server, or to several of which each call goes to the one with less to do.
 
-use std::{
-    io,
-    pin::pin,
-    sync::{Arc, OnceLock},
-    time::Duration,
+use std::{io, net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tower::{Service, ServiceExt, service_fn, util::BoxCloneSyncService};
+#[cfg(feature = "balance")]
+use tower_net::{
+    balance::{Balanced, Endpoints},
+    error::NoTimer,
+};
+use tower_net::{
+    Conn,
+    client::{self, InOrder, MakeClient, Settings},
+    error::BoxError,
 };
 
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
-use tokio::{
-    io::AsyncWriteExt,
-    net::{
-        TcpStream, ToSocketAddrs,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
-    sync::{mpsc, oneshot},
-    time::timeout,
-};
-use tokio_util::codec::{Encoder, FramedRead};
-use tower_net::error::BoxError;
+use crate::protocol::{self, Call, ClientCodec, MAX_FRAME, Mode, Reply};
 
-use crate::protocol::{Call, ClientCodec, Reply};
-
-/// A handle to one connection; clones share it, and the last one dropped closes it.
+/// A client; clones share its connections, and the last one dropped closes them.
 #[derive(Debug, Clone)]
-pub(crate) struct Client {
-    asks: mpsc::Sender<Ask>,
-    ended: Arc<OnceLock<String>>,
+pub(crate) enum Client {
+    /// The plain thing.
+    One(client::Client<Call, Reply>),
+    /// With more around it, whose type is forgotten.
+    Any(BoxCloneSyncService<Call, Reply, BoxError>),
 }
 
-#[derive(Debug)]
-struct Ask {
-    frame: Bytes,
-    reply: oneshot::Sender<Reply>,
+/// How connections are made: by TCP, for the most part.
+pub(crate) trait Connect:
+    Service<SocketAddr, Response = Conn<TcpStream>, Error = io::Error, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<C> Connect for C where
+    C: Service<SocketAddr, Response = Conn<TcpStream>, Error = io::Error, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// Connects by TCP.
+pub(crate) fn tcp() -> impl Connect {
+    service_fn(async |server: SocketAddr| {
+        let stream = TcpStream::connect(server).await?;
+        // Calls are written in batches already: to wait for more would only add latency.
+        stream.set_nodelay(true)?;
+        stream.try_into()
+    })
 }
 
 impl Client {
-    /// Connects, within a few seconds.
-    pub(crate) async fn connect(addr: impl ToSocketAddrs) -> io::Result<Self> {
-        let stream = timeout(CONNECT, TcpStream::connect(addr)).await??;
-        // Calls are written in batches already: to wait for more would only add latency.
-        stream.set_nodelay(true)?;
-        let (asks, queue) = mpsc::channel(IN_FLIGHT);
-        let ended = Arc::new(OnceLock::new());
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "ends by itself: with the connection, or soon after the last handle"
-        )]
-        tokio::spawn(run(stream, queue, Arc::clone(&ended)));
-        Ok(Self { asks, ended })
+    /// A client of these servers. It connects with the first call; with several servers, now.
+    pub(crate) fn new(
+        mode: Mode,
+        servers: &[SocketAddr],
+        settings: Settings,
+        connect: impl Connect,
+    ) -> Result<Self, BoxError> {
+        let settings = settings
+            .in_flight(IN_FLIGHT)
+            .connect_deadline(CONNECT)
+            .max_payload(MAX_FRAME)
+            .fail_fast()
+            .keep_connected(servers.len() > 1);
+        let calls = match (mode, servers) {
+            (_, []) => return Err("no server is named".into()),
+            // Answers come in the order of the calls, and are typed by the codec itself.
+            (Mode::Pipelined, servers) => {
+                let make = |server: &SocketAddr| {
+                    let protocol = InOrder::new(ClientCodec::new());
+                    let (settings, connect) = (settings.clone(), connect.clone());
+                    client::Client::with_protocol(protocol, settings, connect, *server)
+                };
+                match servers {
+                    [server] => return Ok(Self::One(make(server)?)),
+                    #[cfg(not(feature = "balance"))]
+                    _ => return Err(SEVERAL.into()),
+                    #[cfg(feature = "balance")]
+                    several => {
+                        let made = |server: &SocketAddr| {
+                            let client = make(server)?;
+                            client.connect()?;
+                            Ok::<_, BoxError>(client)
+                        };
+                        erased(Balanced::over(Endpoints::new(several.to_vec(), made)?))
+                    }
+                }
+            }
+            // Frames with ids, deadlines and cancels; what is in them is typed here.
+            (Mode::Multiplexed, servers) => {
+                let make = MakeClient::with_settings(settings, connect)?;
+                let made = |server: &SocketAddr| make.make(*server);
+                match servers {
+                    [server] => typed(made(server)?),
+                    #[cfg(not(feature = "balance"))]
+                    _ => return Err(SEVERAL.into()),
+                    #[cfg(feature = "balance")]
+                    several => {
+                        let endpoints = Endpoints::new::<NoTimer>(several.to_vec(), made)?;
+                        typed(Balanced::over(endpoints))
+                    }
+                }
+            }
+        };
+        Ok(Self::Any(calls))
     }
 
     /// Asks, and waits for the reply.
     ///
-    /// An error says that the connection ended first, and why. Whether the call took effect is not known,
-    /// unless the server drained: then what was not answered was never begun.
+    /// The error says why there is none. Whether the call took effect is not known then, unless it was never started;
+    /// or the server drained: then what was not answered was never begun.
     pub(crate) async fn call(&self, call: Call) -> Result<Reply, BoxError> {
-        // Encoded here, so that a call that is too large fails alone.
-        let mut frame = BytesMut::new();
-        ClientCodec::new().encode(call, &mut frame)?;
-        let (reply, answer) = oneshot::channel();
-        let frame = frame.freeze();
-        if self
-            .asks
-            .send(Ask { frame, reply })
-            .await
-            .is_ok()
-        {
-            if let Ok(reply) = answer.await {
-                return Ok(reply);
-            }
+        match self {
+            Self::One(client) => Ok(client.send(call).await?),
+            Self::Any(calls) => calls.clone().oneshot(call).await,
         }
-        let why = self
-            .ended
-            .get()
-            .map_or("connection is closing", |why| why);
-        Err(why.into())
     }
 }
 
-/// The connection's task: says why it is over before it lets go of those who wait.
-async fn run(stream: TcpStream, mut asks: mpsc::Receiver<Ask>, ended: Arc<OnceLock<String>>) {
-    let (from, to) = stream.into_split();
-    let (asked, mut unanswered) = mpsc::channel(IN_FLIGHT);
-    let result = {
-        let mut receiving = pin!(receive(from, &mut unanswered));
-        tokio::select! {
-            result = &mut receiving => result,
-            // Replies come after the last call, and even after a write has failed.
-            _ = send(to, &mut asks, asked) => receiving.await,
+fn erased<S>(calls: S) -> BoxCloneSyncService<Call, Reply, BoxError>
+where
+    S: Service<Call, Response = Reply, Future: Send> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+{
+    BoxCloneSyncService::new(calls.map_err(Into::into))
+}
+
+fn typed<S>(calls: S) -> BoxCloneSyncService<Call, Reply, BoxError>
+where
+    S: Service<Bytes, Response = Bytes, Future: Send> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+{
+    erased(service_fn(move |call: Call| {
+        let calls = calls.clone();
+        async move {
+            let call = protocol::encode(&call)?;
+            let reply = calls
+                .oneshot(call)
+                .await
+                .map_err(Into::into)?;
+            protocol::parse(reply)
         }
-    };
-    ended.get_or_init(|| match result {
-        Ok(()) => "server closed the connection".to_owned(),
-        Err(error) => error.to_string(),
-    });
+    }))
 }
 
-/// Writes calls in batches, as they come.
-async fn send(
-    mut to: OwnedWriteHalf,
-    asks: &mut mpsc::Receiver<Ask>,
-    asked: mpsc::Sender<oneshot::Sender<Reply>>,
-) -> Result<(), BoxError> {
-    let (mut batch, mut output) = (Vec::new(), BytesMut::new());
-    while asks
-        .recv_many(&mut batch, IN_FLIGHT)
-        .await
-        > 0
-    {
-        for Ask { frame, reply } in batch.drain(..) {
-            if asked.capacity() == 0 {
-                // Room is made by replies, and nobody replies to what was not sent.
-                to.write_all_buf(&mut output).await?;
-            }
-            asked.send(reply).await?;
-            output.extend_from_slice(&frame);
-        }
-        to.write_all_buf(&mut output).await?;
-    }
-    Ok(to.shutdown().await?)
-}
+#[cfg(not(feature = "balance"))]
+const SEVERAL: &str = "several servers need `--features balance`";
 
-/// Hands each reply to whoever has waited longest.
-async fn receive(
-    from: OwnedReadHalf,
-    unanswered: &mut mpsc::Receiver<oneshot::Sender<Reply>>,
-) -> Result<(), BoxError> {
-    let mut replies = FramedRead::new(from, ClientCodec::new());
-    while let Some(reply) = replies.next().await {
-        let reply = reply?;
-        let Ok(caller) = unanswered.try_recv() else {
-            return Err(format!("server says, unasked: {reply}").into());
-        };
-        // A caller that has given up meanwhile needs no answer.
-        let _gone = caller.send(reply);
-    }
-    Ok(())
-}
-
-/// As deep as the server's pipeline: more would only wait there instead of here.
+/// As deep as the server's own limit: more would only wait there instead of here.
 const IN_FLIGHT: usize = 64;
 
 /// For one round trip, and a lost packet or two.

@@ -13,8 +13,10 @@ use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
+use tower::{ServiceExt, service_fn};
 use tower_net::{
     CloseReason, Report,
+    client::Settings as Calling,
     deadline::Deadlines,
     error::BoxError,
     listen::Tcp,
@@ -23,9 +25,10 @@ use tower_net::{
 
 use crate::{
     bell,
-    client::Client,
+    client::{self, Client},
     load::{Seen, Shared, Worker},
     peers::Ledger,
+    protocol::{Call, Mode},
     server::{self, Settings},
     store::Store,
     table,
@@ -165,10 +168,10 @@ async fn start_clients(
     addr: SocketAddr,
     store: &Store,
     shared: &Arc<Shared>,
-) -> io::Result<JoinSet<Seen>> {
+) -> Result<JoinSet<Seen>, BoxError> {
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
-        let client = Client::connect(addr).await?;
+        let client = connect(addr, shared).await?;
         for caller in 0..CALLERS {
             let number = number * CALLERS + caller;
             let worker = Worker::new(client.clone(), number, Arc::clone(shared));
@@ -179,10 +182,31 @@ async fn start_clients(
         }
     }
     for _ in 0..LISTENERS {
-        let client = Client::connect(addr).await?;
+        let client = connect(addr, shared).await?;
         clients.spawn(bell::listen(client, Arc::clone(shared)));
     }
     Ok(clients)
+}
+
+/// A client that is connected, and stays so until the drain: after that, nobody is called any more.
+async fn connect(addr: SocketAddr, shared: &Arc<Shared>) -> Result<Client, BoxError> {
+    let shared = Arc::clone(shared);
+    let connect = service_fn(move |addr| {
+        let is_over = shared.draining.load(Relaxed);
+        let connecting = client::tcp().oneshot(addr);
+        async move {
+            if is_over {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            connecting.await
+        }
+    });
+    // The server's own deadlines are long enough for whoever waits.
+    let settings = Calling::default().call_deadline(Duration::MAX);
+    let client = Client::new(Mode::Pipelined, &[addr], settings, connect)?;
+    let key = String::new();
+    client.call(Call::Get { key }).await?;
+    Ok(client)
 }
 
 /// Rounds of bad peers, for as long as another one fits in.

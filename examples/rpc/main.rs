@@ -1,17 +1,20 @@
 //! A typed key-value service with the full stack, a client for it, and a demo of both under load and attack.
 //!
 //! ```sh
-//! cargo run --release --example rpc                                  # the demo: some seconds, then a table
-//! cargo run --release --example rpc serve --listen 127.0.0.1:7000
-//! cargo run --release --example rpc call --to 127.0.0.1:7000 put greeting hello
+//! cargo run --release --example rpc                           # the demo: some seconds, then a table
+//! alias rpc='cargo run --release --features balance --example rpc --'
+//! rpc serve --listen 127.0.0.1:7000
+//! rpc call --to 127.0.0.1:7000 put greeting hello
+//! rpc bench --servers 2 --mode multiplexed
 //! ```
 //!
 //! To build a service of your own, copy `server.rs`, which is the whole stack on one page, and `protocol.rs`,
-//! which makes typed messages of frames.
+//! which makes typed messages of frames, and `client.rs`, which makes them into calls.
 
 #![expect(clippy::print_stdout, reason = "a program's results belong there")]
 
 mod bell;
+mod bench;
 mod client;
 mod demo;
 mod flags;
@@ -23,15 +26,15 @@ mod server;
 mod store;
 mod table;
 
-use std::{io, process::ExitCode};
+use std::{io, process::ExitCode, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tower_net::{error::BoxError, listen::Tcp};
+use tower_net::{budget, client::Settings as Calling, error::BoxError, listen::Tcp};
 
 use crate::{
     client::Client,
-    flags::Command,
-    protocol::{Call, Reply},
+    flags::{Ask, Command},
+    protocol::{Call, Mode, Reply},
     server::Settings,
     store::Store,
 };
@@ -51,21 +54,28 @@ async fn main() -> ExitCode {
             Ok(true)
         }
         Command::Demo { duration } => demo::run(duration).await,
-        Command::Serve { listen } => serve(&listen).await,
-        Command::Call { to, call } => ask(&to, call).await,
+        Command::Serve { listen, mode } => serve(&listen, mode).await,
+        Command::Call(call) => ask(call).await,
+        Command::Bench(bench) => bench::run(bench).await,
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("rpc: {error}");
+            eprint!("rpc: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                eprint!(": {error}");
+                cause = error.source();
+            }
+            eprintln!();
             ExitCode::FAILURE
         }
     }
 }
 
 /// Serves until SIGTERM or SIGINT; `true` if every connection then left in time.
-async fn serve(listen: &str) -> Result<bool, BoxError> {
+async fn serve(listen: &str, mode: Mode) -> Result<bool, BoxError> {
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .init();
@@ -80,15 +90,24 @@ async fn serve(listen: &str) -> Result<bool, BoxError> {
             _ = interrupt.recv() => {}
         }
     };
-    let report = server::serve(listener, Store::default(), Settings::default(), signalled).await?;
+    let settings = Settings::default().mode(mode);
+    let report = server::serve(listener, Store::default(), settings, signalled).await?;
     println!("{report}");
     Ok(report.is_clean())
 }
 
-/// Makes one call and prints the reply; `true` unless it was refused.
-async fn ask(to: &str, call: Call) -> Result<bool, BoxError> {
-    let client = Client::connect(to).await?;
-    let mut call = call;
+/// Makes one call and prints the reply, all within its time; `true` unless it was refused.
+async fn ask(ask: Ask) -> Result<bool, BoxError> {
+    let settings = Calling::default().call_deadline(Duration::MAX);
+    let client = Client::new(ask.mode, &ask.to, settings, client::tcp())?;
+    // However many calls it takes: each takes what is left, and the server knows.
+    let reply = budget::within(ask.within, reply_to(&client, ask.call)).await??;
+    println!("{reply}");
+    Ok(!matches!(reply, Reply::Refused(_)))
+}
+
+/// Asks until there is something to say.
+async fn reply_to(client: &Client, mut call: Call) -> Result<Reply, BoxError> {
     if let Call::Wait { key, seen } = &mut call {
         // A wait is for another value than there is now.
         let now = client
@@ -101,10 +120,7 @@ async fn ask(to: &str, call: Call) -> Result<bool, BoxError> {
     loop {
         match client.call(call.clone()).await? {
             Reply::Unchanged => {}
-            reply => {
-                println!("{reply}");
-                return Ok(!matches!(reply, Reply::Refused(_)));
-            }
+            reply => return Ok(reply),
         }
     }
 }

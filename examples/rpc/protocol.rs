@@ -2,7 +2,8 @@
 //! big-endian `u32` length in front.
 //!
 //! Replies come in the order of their calls. A refusal is a reply like any other, so that a client always
-//! learns in the protocol's own terms why it got nothing better.
+//! learns in the protocol's own terms why it got nothing better. Multiplexed, the same messages are the payloads of
+//! tower-net's own RPC framing.
 
 use std::{fmt, marker::PhantomData};
 
@@ -14,6 +15,25 @@ use tower_net::{
     error::BoxError,
     frame::{FrameError, LengthDelimited},
 };
+
+/// How calls travel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Each in a frame of its own, answered in their order.
+    #[default]
+    Pipelined,
+    /// In the RPC framing: answered in any order, with the time that the caller has left, and word if he gives up.
+    Multiplexed,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pipelined => "pipelined",
+            Self::Multiplexed => "multiplexed",
+        })
+    }
+}
 
 /// What a client asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,12 +138,19 @@ impl<In, Out: Serialize> Encoder<Out> for Typed<In, Out> {
     type Error = BoxError;
 
     fn encode(&mut self, message: Out, output: &mut BytesMut) -> Result<(), BoxError> {
-        let message = postcard::to_stdvec(&message)?;
-        Ok(self.frames.encode(message, output)?)
+        Ok(self
+            .frames
+            .encode(encode(&message)?, output)?)
     }
 }
 
-fn parse<T: DeserializeOwned>(frame: Bytes) -> Result<T, BoxError> {
+/// A message as bytes, for a frame that has other things in it as well.
+pub(crate) fn encode<T: Serialize>(message: &T) -> Result<Bytes, BoxError> {
+    Ok(postcard::to_stdvec(message)?.into())
+}
+
+/// And back.
+pub(crate) fn parse<T: DeserializeOwned>(frame: Bytes) -> Result<T, BoxError> {
     match postcard::take_from_bytes(&frame)? {
         (message, []) => Ok(message),
         (_, rest) => Err(format!("{} bytes behind the message", rest.len()).into()),

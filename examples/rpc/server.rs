@@ -1,13 +1,14 @@
 //! The server: one stack, from the socket to the store. Read it from the top, as a request travels.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tower::{ServiceBuilder, limit::GlobalConcurrencyLimitLayer};
 use tower_net::{
     Report, Server,
     deadline::{DeadlineLayer, Deadlines},
     error::BoxError,
-    frame::{FrameLayer, Framing, Request},
+    frame::{FrameLayer, Framing, Request, RpcCode, RpcCodec, RpcFailure, RpcLayer},
     limit::ConnectionLimitLayer,
     listen::Tcp,
     meter::MeterLayer,
@@ -15,7 +16,7 @@ use tower_net::{
 };
 
 use crate::{
-    protocol::{Call, ServerCodec, last_reply},
+    protocol::{self, Call, MAX_FRAME, Mode, ServerCodec, last_reply},
     store::Store,
 };
 
@@ -27,6 +28,8 @@ pub(crate) struct Settings {
     pub(crate) max_connections: usize,
     /// First byte, idle, write stall, age.
     pub(crate) deadlines: Deadlines,
+    /// Whether replies keep the order of their calls.
+    pub(crate) mode: Mode,
     /// How many calls of a connection at once, and the deadlines of each.
     pub(crate) framing: Framing,
     /// Calls at once, over all connections. Waits count, too.
@@ -41,12 +44,20 @@ impl Default for Settings {
             meter: MeterLayer::new("rpc"),
             max_connections: 10_000,
             deadlines: Deadlines::default(),
+            mode: Mode::default(),
             framing: Framing::default()
-                .pipelined(64)
+                .pipelined(DEPTH)
                 .service("rpc"),
             max_requests: 4096,
             drain: Duration::from_secs(30),
         }
+    }
+}
+
+impl Settings {
+    /// The same in another mode.
+    pub(crate) fn mode(self, mode: Mode) -> Self {
+        Self { mode, ..self }
     }
 }
 
@@ -57,22 +68,58 @@ pub(crate) async fn serve(
     settings: Settings,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Report, BoxError> {
-    let frames = FrameLayer::with_framing(ServerCodec::new(), settings.framing)?;
-    let stack = ServiceBuilder::new()
-        // Connections: counted, the surplus reset, the rest traced and held to their deadlines.
+    // Connections: counted, the surplus reset, the rest traced and held to their deadlines.
+    let connections = ServiceBuilder::new()
         .layer(settings.meter)
         .layer(ConnectionLimitLayer::new(settings.max_connections)?)
         .layer(TraceLayer::new())
-        .layer(DeadlineLayer::new(settings.deadlines)?)
-        // The crossing: bytes above, calls below.
-        .layer(frames.last_reply(last_reply))
-        // Requests: any tower layer fits here.
-        .layer(GlobalConcurrencyLimitLayer::new(settings.max_requests))
-        .service_fn(move |call: Request<Call>| store.clone().answer(call));
-    let report = Server::new(listener)
-        .serve(stack)
-        .with_graceful_shutdown(shutdown)
-        .drain_for(settings.drain)
-        .await?;
+        .layer(DeadlineLayer::new(settings.deadlines)?);
+    // Requests: any tower layer fits here.
+    let requests =
+        ServiceBuilder::new().layer(GlobalConcurrencyLimitLayer::new(settings.max_requests));
+    // Between the two is the crossing: bytes above, calls below.
+    let server = Server::new(listener);
+    let report = match settings.mode {
+        Mode::Pipelined => {
+            let frames = FrameLayer::with_framing(ServerCodec::new(), settings.framing)?;
+            let answer = move |call: Request<Call>| store.clone().answer(call);
+            let stack = connections.layer(frames.last_reply(last_reply));
+            server
+                .serve(stack.layer(requests).service_fn(answer))
+                .with_graceful_shutdown(shutdown)
+                .drain_for(settings.drain)
+                .await?
+        }
+        Mode::Multiplexed => {
+            let framing = settings.framing.multiplexed(DEPTH);
+            let frames = RpcLayer::with_framing(RpcCodec::max_payload(MAX_FRAME), framing)?;
+            let answer = move |request| answer(store.clone(), request);
+            server
+                .serve(
+                    connections
+                        .layer(frames)
+                        .layer(requests)
+                        .service_fn(answer),
+                )
+                .with_graceful_shutdown(shutdown)
+                .drain_for(settings.drain)
+                .await?
+        }
+    };
     Ok(report)
 }
+
+/// One call as the payload of a frame, whose deadline is the caller's if that is before ours.
+async fn answer(store: Store, request: Request<Bytes>) -> Result<Bytes, BoxError> {
+    let conn = Arc::clone(request.conn());
+    let Ok(call) = protocol::parse(request.into_message()) else {
+        return Err(RpcFailure::new(RpcCode::Failed, "the frame holds no call").into());
+    };
+    let reply = store
+        .answer(Request::new(call, &conn))
+        .await?;
+    protocol::encode(&reply)
+}
+
+/// Calls of a connection at once.
+const DEPTH: usize = 64;

@@ -161,7 +161,7 @@ fn meaning(reason: CloseReason) -> &'static str {
 }
 
 /// Digits in groups of three.
-fn grouped(count: u64) -> String {
+pub(crate) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut grouped = String::new();
     for (place, digit) in digits.char_indices() {
@@ -174,7 +174,7 @@ fn grouped(count: u64) -> String {
 }
 
 /// Three digits are all that one run can tell.
-fn short(time: Duration) -> String {
+pub(crate) fn short(time: Duration) -> String {
     match time.as_secs_f64() {
         seconds if seconds >= 1.0 => format!("{seconds:.2} s"),
         seconds if seconds >= 0.1 => format!("{:.0} ms", seconds * 1e3),

@@ -1,5 +1,12 @@
-use std::{cell::Cell, fmt, time::Duration};
+use std::{
+    cell::Cell,
+    fmt,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use pin_project_lite::pin_project;
 use tokio::time::Instant;
 
 use crate::base::time::{later, now};
@@ -83,6 +90,21 @@ impl Deadline {
         self.remaining().is_zero()
     }
 
+    /// This much earlier, so that there is time left to say that it has passed: a handler that gives its own calls
+    /// `Deadline::current().less(reserve)` can still answer its caller what has become of them. What cannot be earlier
+    /// has passed; never stays never.
+    #[must_use]
+    pub fn less(self, reserve: Duration) -> Self {
+        match self.at {
+            At::By(instant) => Self::at(
+                instant
+                    .checked_sub(reserve)
+                    .unwrap_or_else(now),
+            ),
+            At::Never => Self::NEVER,
+        }
+    }
+
     /// The earlier of the two.
     #[must_use]
     pub fn min(self, other: Self) -> Self {
@@ -92,7 +114,8 @@ impl Deadline {
     /// The deadline of the request whose handler is being polled on this thread.
     ///
     /// Read it in the handler itself; it does not follow into tasks that the handler spawns, nor outside a
-    /// handler, where it is [`NEVER`](Self::NEVER). The clock is read at the first question and not before.
+    /// handler, where it is [`NEVER`](Self::NEVER): [`scope`](Self::scope) takes it there. The clock is read at the
+    /// first question and not before.
     #[must_use]
     pub fn current() -> Self {
         match AMBIENT.get() {
@@ -104,6 +127,59 @@ impl Deadline {
                 deadline
             }
         }
+    }
+
+    /// Has `future` find this deadline as the [current](Self::current) one, wherever and by whom it is polled.
+    ///
+    /// It is the earlier of this one and of the one that is current where `scope` is called, so that nobody gives
+    /// away more than he has. It is only told: the future is not ended when the time comes, which is what
+    /// [`budget::within`](crate::budget::within) is for.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_net::Deadline;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let budget = Deadline::within(Duration::from_secs(2));
+    /// let seen = budget.scope(async { Deadline::current() }).await;
+    /// assert_eq!(seen, budget);
+    /// assert_eq!(Deadline::current(), Deadline::NEVER);
+    /// # }
+    /// ```
+    ///
+    /// To take the budget of a handler into a task: `tokio::spawn(Deadline::current().scope(work))`.
+    pub fn scope<F: Future>(self, future: F) -> DeadlineScope<F> {
+        DeadlineScope {
+            future,
+            ambient: Ambient::At(self.min(Self::current())),
+        }
+    }
+}
+
+pin_project! {
+    /// The future of [`Deadline::scope`].
+    ///
+    /// Inside of it, [`extend`](crate::ConnInfo::extend) moves the deadline of what is inside, and of nothing else.
+    #[derive(Debug)]
+    #[must_use = "futures do nothing unless polled"]
+    pub struct DeadlineScope<F> {
+        #[pin]
+        future: F,
+        ambient: Ambient,
+    }
+}
+
+impl<F: Future> Future for DeadlineScope<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let entered = Ambient::enter();
+        entered.set(*this.ambient);
+        let polled = this.future.poll(cx);
+        *this.ambient = entered.get();
+        polled
     }
 }
 

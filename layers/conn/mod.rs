@@ -32,7 +32,7 @@ pub use self::{
     admission::Admission,
     connection::Conn,
     control::Suspended,
-    deadline::Deadline,
+    deadline::{Deadline, DeadlineScope},
     elapsed::Elapsed,
     handle::ConnHandle,
     info::{ConnId, ConnInfo},

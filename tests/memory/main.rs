@@ -9,8 +9,15 @@
     reason = "a test that cannot go on has failed, in its helpers as well"
 )]
 
+#[cfg(feature = "balance")]
+mod balance;
+mod budget;
 mod checklist;
+mod client;
+mod client_chain;
+mod client_connection;
 mod client_hello;
+mod client_serial;
 mod conn;
 mod connect;
 mod connect_race;

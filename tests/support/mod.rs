@@ -8,5 +8,6 @@ pub mod pki;
 pub mod process;
 pub mod random;
 pub mod readings;
+pub mod rpc;
 pub mod service;
 pub mod tool;

@@ -7,6 +7,7 @@
 
 mod accept;
 mod child;
+mod client;
 mod connect;
 mod descriptors;
 mod detect;

@@ -44,6 +44,81 @@ fn every_call_is_answered_in_its_own_words() {
 }
 
 #[test]
+fn multiplexed_over_several_servers_every_call_is_answered_by_one_of_them() {
+    let servers = [(); 3].map(|()| serve_in("multiplexed"));
+    let to = servers
+        .each_ref()
+        .map(|(_, addr)| addr.to_string());
+    let to = to.join(",");
+
+    for _ in 0..5 {
+        let put = format!("call --mode multiplexed --to {to} put key value");
+        let (reply, code) = run(&put);
+        assert!(["stored", "replaced"].contains(&&*reply), "{reply}");
+        assert_eq!(code, 0);
+    }
+    // One is gone, and the others are there.
+    let [mut gone, ..] = servers;
+    gone.0.terminate();
+    assert!(gone.0.line().is_some());
+    assert_eq!(gone.0.end().0, 0);
+    for _ in 0..5 {
+        let get = format!("call --mode multiplexed --to {to} get another");
+        assert_eq!(run(&get), ("absent".to_owned(), 0));
+    }
+}
+
+#[test]
+fn a_deadline_travels_and_the_server_answers_within_it() {
+    let (_server, addr) = serve_in("multiplexed");
+
+    // A wait without end, but for that.
+    let wait = format!("call --mode multiplexed --within 1000 --to {addr} wait bell");
+    let mut waiting = Process::start("rpc", &wait);
+    let (code, errors) = waiting.end();
+
+    // The server says in time that nothing has changed, and is asked again until no time is left.
+    assert_eq!(code, 1, "{errors}");
+    assert!(errors.contains("not done in time"), "{errors}");
+}
+
+#[test]
+fn the_bench_measures_both_modes() {
+    for mode in ["pipelined", "multiplexed"] {
+        let bench = format!("bench --seconds 1 --servers 2 --depth 8 --mode {mode}");
+        let (table, code) = run(&bench);
+        assert_eq!(code, 0, "{table}");
+        assert!(
+            table.starts_with(&format!("{mode} calls, 2 server(s)")),
+            "{table}"
+        );
+        assert_eq!(table.lines().count(), 4, "{table}");
+    }
+}
+
+#[test]
+fn three_at_once_are_as_late_as_their_budget_lets_them() {
+    for (args, expected) in [
+        ("", "reviews after 20 ms"),
+        ("--reviews 600000", "reviews: budget spent calling"),
+    ] {
+        let mut fan_out = Process::start("fan_out", args);
+        let mut page = Vec::new();
+        while let Some(line) = fan_out.line() {
+            page.push(line);
+        }
+        let (code, errors) = fan_out.end();
+        // Where the machine belongs to others for that long, nobody answers in time.
+        if code != 0 {
+            assert!(errors.contains("not done in time"), "{errors}");
+            continue;
+        }
+        assert_eq!(page.len(), 4, "{page:?}");
+        assert!(page[2].starts_with(expected), "{page:?}");
+    }
+}
+
+#[test]
 fn a_wait_ends_with_a_change_and_not_before() {
     let (_server, addr) = serve();
     call(addr, "put bell silent");
@@ -188,6 +263,10 @@ fn misuse_is_told_from_failure() {
         "fly",
         "--seconds",
         "--seconds soon",
+        "serve --mode swift",
+        "bench --depth 0",
+        "bench --to nowhere",
+        "call --within soon get key",
         "--seconds 0",
         "serve --listen",
         "serve 127.0.0.1:0",
@@ -217,6 +296,7 @@ fn help_names_every_command() {
     for command in [
         "--seconds",
         "serve",
+        "bench",
         "call",
         "get",
         "put",
@@ -230,7 +310,12 @@ fn help_names_every_command() {
 }
 
 fn serve() -> (Process, SocketAddr) {
-    let mut server = Process::start("rpc", "serve --listen 127.0.0.1:0");
+    serve_in("pipelined")
+}
+
+fn serve_in(mode: &str) -> (Process, SocketAddr) {
+    let serve = format!("serve --mode {mode} --listen 127.0.0.1:0");
+    let mut server = Process::start("rpc", &serve);
     match server.listening() {
         Listening::Tcp(addr) => (server, addr),
         Listening::Unix(path) => panic!("listens at {}", path.display()),
@@ -239,12 +324,17 @@ fn serve() -> (Process, SocketAddr) {
 
 /// What `rpc call` prints, and what it exits with.
 fn call(addr: SocketAddr, words: &str) -> (String, i32) {
-    let mut call = Process::start("rpc", &format!("call --to {addr} {words}"));
+    run(&format!("call --to {addr} {words}"))
+}
+
+/// What `rpc` prints with these arguments, and what it exits with.
+fn run(args: &str) -> (String, i32) {
+    let mut rpc = Process::start("rpc", args);
     let mut lines = Vec::new();
-    while let Some(line) = call.line() {
+    while let Some(line) = rpc.line() {
         lines.push(line);
     }
-    (lines.join("\n"), call.end().0)
+    (lines.join("\n"), rpc.end().0)
 }
 
 // The protocol's own bytes: what these are may only change with its version.

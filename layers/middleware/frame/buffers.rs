@@ -17,8 +17,8 @@ use tokio_util::io::poll_read_buf;
 
 /// Read and not yet decoded.
 #[derive(Debug)]
-pub(super) struct Input {
-    pub(super) bytes: BytesMut,
+pub(crate) struct Input {
+    pub(crate) bytes: BytesMut,
     /// How large a buffer to read into: what the last reads were worth.
     size: Size,
     /// The size of the buffer as it was taken, unless it was replaced since.
@@ -27,7 +27,7 @@ pub(super) struct Input {
 }
 
 impl Input {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             bytes: BytesMut::new(),
             size: Size::Small,
@@ -41,7 +41,7 @@ impl Input {
     }
 
     /// Reads once; ready with zero at the end of the stream.
-    pub(super) fn poll_read(
+    pub(crate) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         io: &mut (impl AsyncRead + Unpin),
@@ -73,7 +73,7 @@ impl Input {
     }
 
     /// The connection parks: gives back what it does not need meanwhile.
-    pub(super) fn park(&mut self) {
+    pub(crate) fn park(&mut self) {
         let largest = std::mem::take(&mut self.largest) as usize;
         if largest > 0 && largest < self.size.smaller().bytes() / 2 {
             self.size = self.size.smaller();
@@ -102,7 +102,7 @@ impl Input {
 
 /// Encoded and not yet written.
 #[derive(Debug)]
-pub(super) struct Output {
+pub(crate) struct Output {
     pub(super) bytes: BytesMut,
     /// How much of the bytes is written.
     sent: usize,
@@ -117,7 +117,7 @@ pub(super) struct Output {
 }
 
 impl Output {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             bytes: BytesMut::new(),
             sent: 0,
@@ -131,29 +131,29 @@ impl Output {
 
     /// Bytes that wait.
     #[inline]
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.bytes.len() - self.sent
     }
 
     /// Everything is written and flushed.
     #[inline]
-    pub(super) fn is_clear(&self) -> bool {
+    pub(crate) fn is_clear(&self) -> bool {
         self.bytes.is_empty() && !self.unflushed
     }
 
     /// All bytes that were ever queued, written or not: a place in the stream of replies.
-    pub(super) fn queued(&self) -> u64 {
+    pub(crate) fn queued(&self) -> u64 {
         self.written + self.bytes.len() as u64
     }
 
     /// All bytes that were ever written.
-    pub(super) fn written(&self) -> u64 {
+    pub(crate) fn written(&self) -> u64 {
         self.written + self.sent as u64
     }
 
     /// Where the next reply goes, which is not there before it is [finished](Self::finish).
     #[inline]
-    pub(super) fn begin(&mut self) -> &mut BytesMut {
+    pub(crate) fn begin(&mut self) -> &mut BytesMut {
         if self.bytes.capacity() == 0 {
             self.bytes = spare::take(self.size);
             self.taken = self.size;
@@ -164,12 +164,12 @@ impl Output {
 
     /// The reply is whole.
     #[inline]
-    pub(super) fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         self.begun = WHOLE;
     }
 
     /// Takes back what an encoder that failed or panicked has left.
-    pub(super) fn take_back_unfinished(&mut self) {
+    pub(crate) fn take_back_unfinished(&mut self) {
         if self.begun != WHOLE {
             self.bytes.truncate(self.begun as usize);
             self.begun = WHOLE;
@@ -177,7 +177,7 @@ impl Output {
     }
 
     /// Writes everything, then flushes once.
-    pub(super) fn poll_write(
+    pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         io: &mut (impl AsyncWrite + Unpin),
@@ -216,7 +216,7 @@ impl Output {
     }
 
     /// The connection parks: gives back what it does not need meanwhile.
-    pub(super) fn park(&mut self) {
+    pub(crate) fn park(&mut self) {
         if self.bytes.is_empty() && self.bytes.capacity() > 0 {
             spare::give(std::mem::take(&mut self.bytes), self.taken);
         }

@@ -70,7 +70,7 @@
 mod asked;
 mod bells;
 mod budget;
-mod buffers;
+pub(crate) mod buffers;
 mod close;
 mod delimiter;
 mod driver;

@@ -1,0 +1,137 @@
+use std::{
+    io::{Error, ErrorKind},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::BytesMut;
+use tokio_util::io::poll_read_buf;
+
+use crate::{
+    base::error::BoxError,
+    outbound::client::{CallError, Disconnected, Heard, Lease, Protocol, Unasked},
+};
+
+/// One call on a connection that it has for itself.
+#[derive(Debug)]
+pub(super) struct Exchange<L> {
+    pub(super) lease: L,
+    pub(super) id: u64,
+    pub(super) output: BytesMut,
+    /// How much of it is written.
+    pub(super) sent: usize,
+    is_flushed: bool,
+    input: BytesMut,
+    ended: bool,
+    leaving: bool,
+}
+
+/// What a call came to, and whether the connection is as good as before.
+pub(super) type Outcome<R> = (Result<R, CallError>, bool);
+
+impl<L: Lease> Exchange<L> {
+    pub(super) fn new(lease: L) -> Self {
+        // Ids rise on every connection, whoever used it before: so they rise over all.
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            lease,
+            id: NEXT.fetch_add(1, Relaxed),
+            output: BytesMut::new(),
+            sent: 0,
+            is_flushed: false,
+            input: BytesMut::new(),
+            ended: false,
+            leaving: false,
+        }
+    }
+
+    /// Writes the call and reads the answer; a peer that answers early is heard.
+    pub(super) fn poll<Q, P: Protocol<Q>>(
+        &mut self,
+        protocol: &mut P,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Outcome<P::Reply>, Disconnected>> {
+        let mut broken = self.poll_write(cx).err();
+        loop {
+            match protocol.hear(&mut self.input, self.ended) {
+                Ok(None) => {}
+                Ok(Some(Heard::Answer { id, answer })) if id.is_none_or(|id| id == self.id) => {
+                    let is_clean =
+                        self.is_flushed && self.input.is_empty() && !self.ended && !self.leaving;
+                    return Poll::Ready(Ok((answer.map_err(CallError::failed), is_clean)));
+                }
+                Ok(Some(Heard::Answer { id, .. })) => {
+                    let unasked: BoxError = Unasked::new(id).into();
+                    return Poll::Ready(Err(Disconnected::Protocol(unasked)));
+                }
+                Ok(Some(Heard::Leaving { last })) => {
+                    self.leaving = true;
+                    if last < self.id {
+                        let never_begun = CallError::closed(Arc::new(Disconnected::Ended), true);
+                        return Poll::Ready(Ok((Err(never_begun), false)));
+                    }
+                    continue;
+                }
+                Ok(Some(Heard::Ending(failure))) => {
+                    return Poll::Ready(Err(Disconnected::Told(failure)));
+                }
+                Err(error) => return Poll::Ready(Err(Disconnected::Protocol(error))),
+            }
+            if self.ended {
+                let end = broken.map_or(Disconnected::Ended, Disconnected::Io);
+                return Poll::Ready(Err(end));
+            }
+            if self.input.capacity() - self.input.len() < ENOUGH {
+                // By what has come, never by what is announced.
+                self.input
+                    .reserve(CHUNK.max(self.input.len()));
+            }
+            match poll_read_buf(Pin::new(&mut self.lease), cx, &mut self.input) {
+                Poll::Ready(Ok(0)) => self.ended = true,
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => {
+                    self.ended = true;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Disconnected::Io(error))),
+                Poll::Pending => {
+                    return match broken.take() {
+                        Some(error) => Poll::Ready(Err(Disconnected::Io(error))),
+                        None => Poll::Pending,
+                    };
+                }
+            }
+        }
+    }
+
+    /// Writes as much as there is room for.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
+        while self.sent < self.output.len() {
+            let unsent = &self.output[self.sent..];
+            match Pin::new(&mut self.lease).poll_write(cx, unsent) {
+                Poll::Ready(Ok(0)) => return Err(ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(written)) => self.sent += written,
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => return Ok(()),
+            }
+        }
+        if !self.is_flushed {
+            if let Poll::Ready(flushed) = Pin::new(&mut self.lease).poll_flush(cx) {
+                flushed?;
+                self.is_flushed = true;
+                self.output = BytesMut::new();
+                self.sent = self.sent.max(1);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A small answer, and its header.
+const CHUNK: usize = 4 * 1024;
+
+/// With less room than this left, a read is not worth its system call.
+const ENOUGH: usize = 1024;
