@@ -303,6 +303,20 @@ async fn told_to_leave_it_says_goaway_and_finishes_its_streams() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_peer_that_says_goaway_has_left() {
+    let mut peer = guarded();
+    let upload = [post(1, "/sum"), frame(DATA, END_STREAM, 1, "abc")].concat();
+    peer.send([opening(65_535), upload].concat())
+        .await;
+    assert_eq!(peer.data().await, "3");
+    peer.send(frame(GOAWAY, 0, 0, [0; 8]))
+        .await;
+
+    assert!(peer.ended().await.is_ok());
+    assert_eq!(peer.info.close_reason(), Some(CloseReason::Peer));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_breaks_the_protocol_is_told_from_a_peer_that_complains() {
     let complaint = frame(GOAWAY, 0, 0, [0, 0, 0, 0, 0, 0, 0, 1]);
     for (bytes, reason) in [

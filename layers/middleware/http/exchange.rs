@@ -1,6 +1,7 @@
 //! What a connection's requests are at, shared by its stream, its handlers and its task.
 
 use std::{
+    io,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -9,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    conn::{CloseReason, ConnInfo},
+    conn::ConnInfo,
     middleware::http::progress::{BodyLength, Partial, Progress},
 };
 
@@ -23,7 +24,7 @@ pub(super) struct Exchange {
     open: AtomicUsize,
     /// Time that was given to all that is under way, in nanoseconds.
     given: AtomicU64,
-    /// The peer has ended its side.
+    /// The peer has ended its side, or the stream has failed.
     ended: AtomicBool,
     /// Hyper is done, and whoever it was upgraded for has the stream.
     upgraded: AtomicBool,
@@ -50,13 +51,22 @@ impl Exchange {
     /// Looks at what was read; nothing, where there was room for it, is the end.
     pub(super) fn read(&self, bytes: &[u8], had_room: bool, info: &ConnInfo) {
         if bytes.is_empty() {
-            self.ended.fetch_or(had_room, Relaxed);
+            if had_room {
+                info.ending.saw_end();
+                self.ended.store(true, Relaxed);
+            }
         } else if !self.upgraded.load(Relaxed) {
             let windows = self.progress().read(bytes);
             if windows > 0 {
                 info.waits.give_room(windows);
             }
         }
+    }
+
+    /// Reading has failed. Hyper says so only if it was in need.
+    pub(super) fn fail(&self, error: &io::Error, info: &ConnInfo) {
+        info.ending.saw_failure(error);
+        self.ended.store(true, Relaxed);
     }
 
     /// The head of a request is here; a body may follow.
@@ -94,13 +104,13 @@ impl Exchange {
         self.upgraded.store(true, Relaxed);
     }
 
-    /// The reason that a connection ends with that ends well.
-    pub(super) fn reason(&self, info: &ConnInfo) -> CloseReason {
-        match info.ending.leaving() {
-            Some(reason) => reason,
-            None if self.has_ended() => CloseReason::Peer,
-            None => CloseReason::Served,
+    /// Gives the reason that a connection ends with that ends well, as it is found out from what was seen.
+    pub(super) fn settle(&self, info: &ConnInfo) {
+        if self.progress().is_http2() && !info.is_leaving() {
+            // Only the peer ends it then. It may say so before its side ends.
+            info.ending.saw_end();
         }
+        info.ending.settle();
     }
 
     pub(super) fn has_ended(&self) -> bool {

@@ -46,6 +46,10 @@ impl Progress {
         }
     }
 
+    pub(super) fn is_http2(&self) -> bool {
+        matches!(self.state, State::Http2(_))
+    }
+
     /// Returns how many windows of HTTP/2 were opened.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> u64 {
         if let State::Preface(opening) = &mut self.state {

@@ -183,10 +183,12 @@ impl Future for HttpFuture {
             let serving = serving.as_mut();
             let serving = serving.expect("not polled again after it was ready");
             if let Poll::Ready(served) = serving.as_mut().poll(cx) {
-                info.end_with(match &served {
-                    Err(error) => error.reason(),
-                    Ok(()) => self.exchange.reason(&info),
-                });
+                match &served {
+                    Err(error) => {
+                        info.end_with(error.reason());
+                    }
+                    Ok(()) => self.exchange.settle(&info),
+                }
                 return Poll::Ready(served.map_err(Into::into));
             }
             self.as_mut().park();
@@ -291,7 +293,7 @@ where
         let may_send = served.is_ok() && !exchange.has_ended();
         if may_send && (exchange.has_body() || has_unread(&conn)) {
             // All is said: whatever ends it now is not what it ends for.
-            info.end_with(exchange.reason(&info));
+            exchange.settle(&info);
             // A peer that has gone meanwhile has nothing more to lose.
             let _gone = linger(
                 conn,

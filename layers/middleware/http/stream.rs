@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    base::io::{Io, has_unread},
+    base::io::{Io, peek},
     conn::{CloseReason, Conn, Elapsed, turn::Turn},
     middleware::http::exchange::Exchange,
 };
@@ -120,13 +120,16 @@ impl<I: Io> AsyncRead for HttpIo<I> {
                 self.exchange
                     .read(read, had_room, self.conn().info());
             }
+            Poll::Ready(Err(error)) => self
+                .exchange
+                .fail(error, self.conn().info()),
             // In a drain an idle connection is about to be closed: a request that the runtime has not told of yet
-            // comes first.
+            // comes first, and so does an end.
             Poll::Pending if self.conn().info().is_leaving() => {
-                self.exchange
-                    .set_unread(has_unread(self.conn()));
+                let unread = matches!(peek(self.conn()), Some(Ok(_)));
+                self.exchange.set_unread(unread);
             }
-            _ => {}
+            Poll::Pending => {}
         }
         self.waits(read, cx, true)
     }
