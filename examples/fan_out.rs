@@ -11,15 +11,13 @@
 use std::{env, net::SocketAddr, process::ExitCode, time::Duration};
 
 use bytes::Bytes;
-use tokio::{
-    net::TcpStream,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 use tower::{ServiceBuilder, service_fn};
 use tower_net::{
     Deadline, Server,
     budget::{self, FanOutCause},
     client::Client,
+    connect::TcpConnector,
     error::BoxError,
     frame::{Request, RpcFailure, RpcLayer},
     listen::Tcp,
@@ -113,12 +111,7 @@ where
 }
 
 fn client(server: SocketAddr) -> Client {
-    let connect = service_fn(async |server: SocketAddr| {
-        TcpStream::connect(server)
-            .await?
-            .try_into()
-    });
-    Client::new(connect, server)
+    Client::new(TcpConnector::new(), server)
 }
 
 /// The milliseconds behind a flag, if it is there.

@@ -113,6 +113,7 @@
 //! | peers that limits remember | 65,536 | 2.4 MB; beyond it the best behaved are forgotten first |
 //! | calls in flight on a connection | 64, of 1 MiB at the most | as deep as servers commonly let one go |
 //! | a call, an attempt to connect | 30 s, 10 s | as a handler; some lost packets and a handshake |
+//! | a peer that says nothing while calls wait | 10 s, then new calls go to a new connection | longer than most calls take |
 //! | attempts to connect | 50 ms to 5 s apart, a half of it chance | a server that was restarted is there again soon |
 //! | calls made a second time | 20 % of all, and 10 a second | as Finagle and Envoy have it |
 //! | calls at once of a fan-out | 64 | as many as a connection has in flight |

@@ -1,19 +1,20 @@
 //! The client: typed calls to a server, or to several of which each call goes to the one with less to do.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
 use tower::{Service, ServiceExt, service_fn, util::BoxCloneSyncService};
+use tower_net::{
+    Conn,
+    client::{self, InOrder, MakeClient, Settings},
+    connect::TcpConnector,
+    error::BoxError,
+};
 #[cfg(feature = "balance")]
 use tower_net::{
     balance::{Balanced, Endpoints},
     error::NoTimer,
-};
-use tower_net::{
-    Conn,
-    client::{self, InOrder, MakeClient, Settings},
-    error::BoxError,
 };
 
 use crate::protocol::{self, Call, ClientCodec, MAX_FRAME, Mode, Reply};
@@ -29,7 +30,7 @@ pub(crate) enum Client {
 
 /// How connections are made: by TCP, for the most part.
 pub(crate) trait Connect:
-    Service<SocketAddr, Response = Conn<TcpStream>, Error = io::Error, Future: Send>
+    Service<SocketAddr, Response = Conn<TcpStream>, Error: Into<BoxError>, Future: Send>
     + Clone
     + Send
     + Sync
@@ -38,7 +39,7 @@ pub(crate) trait Connect:
 }
 
 impl<C> Connect for C where
-    C: Service<SocketAddr, Response = Conn<TcpStream>, Error = io::Error, Future: Send>
+    C: Service<SocketAddr, Response = Conn<TcpStream>, Error: Into<BoxError>, Future: Send>
         + Clone
         + Send
         + Sync
@@ -48,12 +49,7 @@ impl<C> Connect for C where
 
 /// Connects by TCP.
 pub(crate) fn tcp() -> impl Connect {
-    service_fn(async |server: SocketAddr| {
-        let stream = TcpStream::connect(server).await?;
-        // Calls are written in batches already: to wait for more would only add latency.
-        stream.set_nodelay(true)?;
-        stream.try_into()
-    })
+    TcpConnector::new()
 }
 
 impl Client {

@@ -169,9 +169,17 @@ async fn start_clients(
     store: &Store,
     shared: &Arc<Shared>,
 ) -> Result<JoinSet<Seen>, BoxError> {
+    // All are connected before the first one calls in earnest.
+    let mut connected = Vec::new();
+    for _ in 0..GOOD {
+        connected.push(connect(addr, shared).await?);
+    }
     let mut clients = JoinSet::new();
-    for number in 0..CLIENTS {
-        let client = connect(addr, shared).await?;
+    for (number, client) in (0..).zip(connected) {
+        if number >= CLIENTS {
+            clients.spawn(bell::listen(client, Arc::clone(shared)));
+            continue;
+        }
         for caller in 0..CALLERS {
             let number = number * CALLERS + caller;
             let worker = Worker::new(client.clone(), number, Arc::clone(shared));
@@ -180,10 +188,6 @@ async fn start_clients(
         if number == 0 {
             clients.spawn(bell::ring(client, Arc::clone(shared)));
         }
-    }
-    for _ in 0..LISTENERS {
-        let client = connect(addr, shared).await?;
-        clients.spawn(bell::listen(client, Arc::clone(shared)));
     }
     Ok(clients)
 }
@@ -196,9 +200,9 @@ async fn connect(addr: SocketAddr, shared: &Arc<Shared>) -> Result<Client, BoxEr
         let connecting = client::tcp().oneshot(addr);
         async move {
             if is_over {
-                return Err(io::ErrorKind::ConnectionRefused.into());
+                return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into());
             }
-            connecting.await
+            connecting.await.map_err(Into::into)
         }
     });
     // The server's own deadlines are long enough for whoever waits.

@@ -21,7 +21,7 @@ use crate::{
     conn::Conn,
     middleware::{
         deadline::{DeadlineLayer, Deadlines},
-        frame::{FrameLayer, Framing, LengthDelimited, Request},
+        frame::{FrameLayer, Framing, LengthDelimited, Request, RpcLayer},
         limit::ConnectionLimitLayer,
         meter::MeterLayer,
         trace::TraceLayer,
@@ -87,6 +87,36 @@ async fn ten_thousand_requests_in_a_second(dry_run: bool) -> Result<(u64, u64), 
 
     served?;
     Ok(counted?)
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_calls_with_deadlines_do_not_either() -> Result<(), BoxError> {
+    let mut stack = DeadlineLayer::new(Deadlines::default())?.layer(RpcLayer::new(64).layer(Echo));
+    let (near, mut far) = duplex(1024);
+    let served = stack.call(Conn::new(near, ()));
+
+    let client = async {
+        let mut reply = [0; 22];
+        let before = (CLOCK_READS.get(), TIMERS_ARMED.get());
+        for id in 1..=10_000_u16 {
+            let [high, low] = id.to_be_bytes();
+            let mut call = *b"\0\0\0\x12\x01\x01\0\x10\0\0\0\0\0\0..\0\0\x0f\xffhi";
+            (call[14], call[15]) = (high, low);
+            far.write_all(&call).await?;
+            far.read_exact(&mut reply).await?;
+            tokio::time::advance(Duration::from_micros(100)).await;
+        }
+        let after = (CLOCK_READS.get(), TIMERS_ARMED.get());
+        drop(far);
+        io::Result::Ok((after.0 - before.0, after.1 - before.1))
+    };
+    let (served, counted) = tokio::join!(served, client);
+
+    served?;
+    let (clock_reads, timers_armed) = counted?;
+    assert!(clock_reads <= 8, "{clock_reads} clock reads");
+    assert!(timers_armed <= 4, "{timers_armed} timers armed");
+    Ok(())
 }
 
 #[tokio::test(start_paused = true)]

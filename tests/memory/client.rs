@@ -775,13 +775,15 @@ fn a_runtime_that_ends_fails_the_calls_and_does_not_hang_them() {
         .unwrap();
     let (connector, mut peers) = peers(64);
     let client = Client::new(connector, ());
-    let mut call = runtime.block_on(async {
-        let mut call = task::spawn(client.send(text("x")));
+    let mut call = task::spawn({
+        let _entered = runtime.enter();
+        client.send(text("x"))
+    });
+    runtime.block_on(async {
         assert_pending!(call.poll());
         let mut peer = peers.next().await;
         peer.asked().await;
         std::mem::forget(peer);
-        call
     });
 
     drop(runtime);
@@ -834,6 +836,8 @@ fn settings_that_cannot_work_are_refused() {
         refused(settings().write_stall(Duration::ZERO)),
         "write_stall"
     );
+    assert_eq!(refused(settings().silence(Duration::ZERO)), "silence");
+    assert_eq!(refused(settings().high_water(1 << 32)), "high_water");
     assert_eq!(
         refused(settings().backoff(Duration::ZERO, secs(1))),
         "backoff"

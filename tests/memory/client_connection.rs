@@ -516,6 +516,58 @@ async fn a_peer_that_leaves_and_breaks_its_word_fails_those_it_had_begun() {
     assert!(!error.never_started(), "{error}");
 }
 
+// === A peer that says nothing
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_says_nothing_gets_no_more_calls_and_may_still_answer_those_it_has() {
+    let (client, mut peers) = client(Settings::default().call_deadline(Duration::MAX));
+    let waiting = sent(&client, "waiting").await;
+    let mut silent = peers.next().await;
+    let asked = silent.asked().await;
+    sleep(secs(9)).await;
+    let early = sent(&client, "early").await;
+    assert_eq!(silent.asked().await.text, "early");
+
+    sleep(secs(2)).await;
+    let late = sent(&client, "late").await;
+
+    let mut new = peers.next().await;
+    new.echo().await;
+    assert_eq!(late.await.unwrap().unwrap(), "late");
+    silent.reply(asked.id, "at last").await;
+    assert_eq!(waiting.await.unwrap().unwrap(), "at last");
+    assert!(!early.is_finished());
+    assert_eq!(client.connections(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_says_anything_or_is_asked_nothing_is_not_silent() {
+    let (client, mut peers) = client(Settings::default().call_deadline(Duration::MAX));
+    let waiting = sent(&client, "waiting").await;
+    let mut peer = peers.next().await;
+    let asked = peer.asked().await;
+    for _ in 0..20 {
+        sleep(secs(4)).await;
+        let other = sent(&client, "other").await;
+        peer.echo().await;
+        other.await.unwrap().unwrap();
+    }
+    peer.reply(asked.id, "done").await;
+    waiting.await.unwrap().unwrap();
+
+    // For an hour nobody asks.
+    sleep(secs(3600)).await;
+    let call = sent(&client, "x").await;
+    sleep(secs(9)).await;
+    let behind = sent(&client, "y").await;
+    peer.echo().await;
+    peer.echo().await;
+
+    call.await.unwrap().unwrap();
+    behind.await.unwrap().unwrap();
+    assert_eq!(peers.connects().tried(), 1);
+}
+
 // === Kept connected
 
 fn kept() -> Settings {

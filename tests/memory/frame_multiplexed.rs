@@ -404,6 +404,51 @@ async fn with_the_depth_in_flight_one_more_is_taken_in_and_then_nothing_is_read(
 }
 
 #[tokio::test(start_paused = true)]
+async fn refusals_that_keep_their_place_stay_within_the_depth() {
+    let (layer, metrics) = recorded(|| layer(Framing::default().pipelined(4)));
+    let mut caller = Caller::of(layer.layer(service_fn(obey)));
+    let refused = || metrics.of("tower_net_requests_total", &[("outcome", "refused")]);
+    let mut all = wire([ask(1, "wait 1000 one")]);
+    for id in 2..=40 {
+        all.extend(wire([ask(id, &"x".repeat(MAX + 1))]));
+    }
+
+    caller.peer.send(all).await;
+    sleep(millis(500)).await;
+    let while_it_runs = refused();
+    caller.hears(["1 one"]).await;
+    for id in 2..=40 {
+        let heard = caller.hear().await;
+        assert!(heard.starts_with(&format!("{id} !longer")), "{heard}");
+    }
+
+    assert_eq!((while_it_runs, refused()), (3.0, 39.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_that_nobody_reads_stay_below_the_mark() {
+    let (layer, metrics) = recorded(|| layer(multiplexed().high_water(1_000)));
+    let service = layer.layer(service_fn(obey));
+    let mut peer = Peer::with_room(500, service);
+    let (_read, mut write) = peer.split();
+    let asking = tokio::spawn(async move {
+        for id in 1.. {
+            let mut odd = wire([ask(id, "")]);
+            odd[6] = 0x80;
+            if write.write_all(&odd).await.is_err() {
+                break;
+            }
+        }
+    });
+    sleep(secs(10)).await;
+
+    // Each is told in about fifty bytes: a thousand are queued, and the pipe is full.
+    let refused = metrics.of("tower_net_requests_total", &[("outcome", "refused")]);
+    assert!((15.0..40.0).contains(&refused), "{refused}");
+    asking.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn above_the_high_water_mark_nothing_is_taken_until_half_of_it_is_gone() {
     let taken = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&taken);
@@ -647,8 +692,11 @@ async fn cancels_of_everything_at_once_leave_nothing_behind() {
 /// A handler that waits to be told, and counts how often it is polled.
 #[derive(Debug, Default, Clone)]
 struct Told {
-    handlers: Arc<Mutex<BTreeMap<String, (Arc<Notify>, Arc<AtomicUsize>)>>>,
+    handlers: Arc<Mutex<BTreeMap<String, Handler>>>,
 }
+
+/// How one is told, and how often it was polled.
+type Handler = (Arc<Notify>, Arc<AtomicUsize>);
 
 impl Told {
     async fn handle(self, request: Request<Bytes>) -> io::Result<Bytes> {
@@ -662,7 +710,7 @@ impl Told {
         Ok(request.into_message())
     }
 
-    fn of(&self, name: &str) -> (Arc<Notify>, Arc<AtomicUsize>) {
+    fn of(&self, name: &str) -> Handler {
         let mut handlers = self.handlers.lock().unwrap();
         handlers
             .entry(name.to_owned())

@@ -299,13 +299,12 @@ async fn bytes_that_are_no_frame_say_what_was_taken_finish_that_and_end() {
             caller.peer.send(bad).await;
             caller.ask(7, "behind it").await;
 
+            // One at a time, it is not even seen before that.
+            let mut heard = [caller.hear().await, caller.hear().await];
+            heard.sort();
+            assert_eq!(heard, ["1 one", "leaving after 1"]);
             caller
-                .hears([
-                    "leaving after 1",
-                    "1 one",
-                    &format!("0 !not of this protocol: {word}"),
-                    "end",
-                ])
+                .hears([&format!("0 !not of this protocol: {word}"), "end"])
                 .await;
             let (reason, error) = ended(caller).await;
             assert_eq!(reason, Some(CloseReason::Protocol));
@@ -526,7 +525,7 @@ async fn a_request_that_waits_for_room_is_still_answered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_in_flight_may_be_cancelled_and_late_while_it_leaves() {
+async fn what_is_in_flight_may_be_late_while_it_leaves() {
     let mut caller = watched(multiplexed().handler_deadline(secs(5)));
     caller.ask(1, "wait 60000 one").await;
     caller.ask(2, "wait 60000 two").await;

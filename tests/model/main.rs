@@ -1,5 +1,5 @@
 //! What hand-rolls its wakes or its books, run under a scheduler that tries many interleavings: the places of each peer,
-//! the bells of handlers, the books of a pool.
+//! the bells of handlers, the books of a pool, the calls of a client.
 //!
 //! The files are the library's own, compiled once more with locks and atomics that the scheduler knows. Each property
 //! is held first against something with a fault put in, which the model must find, so that it is not blind.
@@ -9,6 +9,7 @@
     reason = "a test that cannot go on has failed, in its helpers as well"
 )]
 
+mod outbound;
 mod pool;
 
 mod base {
@@ -16,6 +17,14 @@ mod base {
 
     pub(crate) mod error {
         pub(crate) use tower_net::error::BoxError;
+    }
+
+    pub(crate) mod time {
+        pub(crate) use tokio::time::Instant;
+
+        pub(crate) fn now() -> Instant {
+            Instant::now()
+        }
     }
 
     pub(crate) mod sync {
@@ -79,6 +88,16 @@ mod base {
                 before
             }
         }
+    }
+}
+
+mod conn {
+    pub(crate) use tower_net::Deadline;
+}
+
+mod middleware {
+    pub(crate) mod frame {
+        pub(crate) use tower_net::frame::RpcFailure;
     }
 }
 

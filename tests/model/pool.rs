@@ -26,7 +26,6 @@ mod rounds;
 use std::{
     cell::Cell,
     future::{Future, poll_fn},
-    mem::take,
     sync::Arc,
     task::Poll,
     time::Duration,
@@ -36,7 +35,7 @@ use shuttle::{future::block_on, sync::Mutex, thread};
 use tokio::time::Instant;
 
 use self::{
-    books::{Books, Given, Got, Limits, Member, Ticket},
+    books::{Books, Given, Got, Limits, Member, Terms, Ticket},
     fates::Refusal,
     health::ConnectBackoff,
 };
@@ -90,19 +89,25 @@ impl Pool {
     fn with<R>(&self, change: impl FnOnce(&mut Books<u8, Thing, ()>) -> R) -> R {
         let mut books = self.books.lock().unwrap();
         let result = change(&mut books);
-        let after = take(&mut books.after);
+        let (wake, after) = books.take_after();
+        let after = after.unwrap_or_default();
         drop(books);
         for (_, _, place) in after.closed {
             self.free(place);
         }
         if !MUTE.get() {
-            let woken = after
-                .wake
-                .into_iter()
-                .chain(after.wakes);
+            let woken = wake.into_iter().chain(after.wakes);
             woken.for_each(|waker| waker.wake());
         }
         result
+    }
+
+    fn terms(&self) -> Terms {
+        Terms {
+            since: self.now,
+            by: None,
+            is_callers: false,
+        }
     }
 
     fn free(&self, place: Option<usize>) {
@@ -118,7 +123,7 @@ impl Pool {
             let thing = Thing(dial, at);
             let left = pool.with(|books| books.dialled(at, dial, thing, pool.now));
             if let Some(thing) = left {
-                pool.with(|books| books.give_back(at, thing, pool.now, true));
+                pool.with(|books| books.give_back(at, thing, || pool.now, true));
             }
         });
     }
@@ -132,9 +137,12 @@ impl Pool {
     }
 
     fn begin(self: &Arc<Self>, to: u8) -> Result<Thing, Ticket> {
-        let got = self.with(|books| books.wait(to, None, self.now, None));
-        match got.unwrap() {
-            Got::Idle(thing) => Ok(thing),
+        let got = self.with(|books| books.get(to, 0, || self.terms()));
+        match got
+            .map_err(|(refusal, _)| refusal)
+            .unwrap()
+        {
+            Got::Idle(_, thing) => Ok(thing),
             Got::Wait(ticket, dial) => {
                 if let Some(dial) = dial {
                     self.dial(ticket.target, dial);
@@ -148,10 +156,10 @@ impl Pool {
         poll_fn(move |cx| {
             loop {
                 match self.with(|books| books.ask(ticket, cx.waker())) {
-                    None | Some(Given::Nothing) => return Poll::Pending,
-                    Some(Given::Place(dial)) => self.dial(ticket.target, dial),
-                    Some(Given::Member { member, .. }) => return Poll::Ready(Some(member)),
-                    Some(Given::Refused(..)) => return Poll::Ready(None),
+                    None | Some((Given::Nothing, _)) => return Poll::Pending,
+                    Some((Given::Place(dial), _)) => self.dial(ticket.target, dial),
+                    Some((Given::Member { member, .. }, _)) => return Poll::Ready(Some(member)),
+                    Some((Given::Refused(..), _)) => return Poll::Ready(None),
                 }
             }
         })
@@ -163,7 +171,7 @@ impl Pool {
     }
 
     fn give_back(&self, thing: Thing) {
-        self.with(|books| books.give_back(thing.1, thing, self.now, false));
+        self.with(|books| books.give_back(thing.1, thing, || self.now, false));
     }
 
     fn lose(&self, thing: Thing) {
@@ -279,7 +287,7 @@ fn one_gives_up() {
         match over {
             Poll::Ready(thing) => given_up.give_back(thing.unwrap()),
             Poll::Pending => {
-                let left = given_up.with(|books| books.leave(ticket, given_up.now));
+                let (_, left) = given_up.with(|books| books.leave(ticket, given_up.now));
                 if let Some((thing, _)) = left {
                     given_up.give_back(thing);
                 }
@@ -308,7 +316,7 @@ fn what_is_given_to_one_who_gives_up_goes_on_to_the_next() {
 
 fn one_fails() {
     let pool = Pool::new(1, 1);
-    let got = pool.with(|books| books.wait(1, None, pool.now, None));
+    let got = pool.with(|books| books.get(1, 0, || pool.terms()));
     let Ok(Got::Wait(ticket, Some(dial))) = got else {
         panic!("there is a place");
     };
@@ -342,7 +350,7 @@ fn closes() {
 
     let waits = Arc::clone(&pool);
     meanwhile(move || {
-        let got = waits.with(|books| books.wait(1, None, waits.now, None));
+        let got = waits.with(|books| books.get(1, 0, || waits.terms()));
         if let Ok(Got::Wait(ticket, None)) = got {
             assert_eq!(block_on(waits.wait(ticket)), None);
         }

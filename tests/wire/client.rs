@@ -27,6 +27,7 @@ use tower_net::{
 
 use crate::support::{
     process::PATIENCE,
+    random::Random,
     service::{millis, secs},
 };
 
@@ -325,6 +326,72 @@ async fn a_drain_loses_no_call() {
         handle.shutdown();
         let report = serving.await.unwrap().unwrap();
         assert_eq!(report.cut(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn calls_of_many_threads_given_up_at_random_leave_nothing_behind_and_mix_nothing_up() {
+    let at_work = Arc::new(AtomicUsize::new(0));
+    let count = at_work.clone();
+    let echo = service_fn(move |request: Request<Bytes>| {
+        let at_work = count.clone();
+        async move {
+            struct AtWork(Arc<AtomicUsize>);
+            impl Drop for AtWork {
+                fn drop(&mut self) {
+                    self.0.fetch_sub(1, Relaxed);
+                }
+            }
+            at_work.fetch_add(1, Relaxed);
+            let _at_work = AtWork(at_work);
+            let message = request.into_message();
+            if message.len() % 3 == 0 {
+                tokio::time::sleep(millis(message.len() as u64 % 4)).await;
+            }
+            Ok::<_, RpcFailure>(message)
+        }
+    });
+    let server = serve(echo).await;
+    let settings = Settings::default().in_flight(16);
+    let client = Client::with_settings(settings, connector(), server).unwrap();
+
+    let mut callers = JoinSet::new();
+    for caller in 0..64 {
+        let client = client.clone();
+        callers.spawn(async move {
+            let mut random = Random::new(caller);
+            let mut answered = 0;
+            for number in 0..100 {
+                let call = format!(
+                    "{caller}.{number}.{}",
+                    "x".repeat(random.below(200) as usize)
+                );
+                let calling = client.send(Bytes::from(call.clone()));
+                if random.below(3) == 0 {
+                    let patience = Duration::from_micros(random.below(3000));
+                    if let Ok(reply) = tokio::time::timeout(patience, calling).await {
+                        assert_eq!(reply.unwrap(), call);
+                        answered += 1;
+                    }
+                } else {
+                    assert_eq!(calling.await.unwrap(), call);
+                    answered += 1;
+                }
+            }
+            answered
+        });
+    }
+    let answered: usize = callers
+        .join_all()
+        .await
+        .into_iter()
+        .sum();
+
+    assert!(answered >= 64 * 50, "{answered}");
+    assert_eq!((client.in_flight(), client.connections()), (0, 1));
+    drop(client);
+    while at_work.load(Relaxed) > 0 {
+        tokio::task::yield_now().await;
     }
 }
 

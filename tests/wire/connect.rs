@@ -358,8 +358,8 @@ async fn connects_without_a_descriptor() {
     assert!(after.is_ok());
 }
 
-/// Client and server exchange a byte and the client closes: what is left of its socket.
-async fn left_behind(options: SocketOptions) -> Vec<State> {
+/// Client and server exchange a byte and the client closes: how that looks to the server, and the client's port.
+async fn closed(options: SocketOptions) -> (io::Result<usize>, u16) {
     let (listener, addr) = listener().await;
     let connector = TcpConnector::new().options(options);
     let mut conn = soon(connector.oneshot(addr))
@@ -377,33 +377,23 @@ async fn left_behind(options: SocketOptions) -> Vec<State> {
         .unwrap()
         .port();
     drop(conn);
-    // An end or a reset.
-    let _over = soon(far.read(&mut [0; 1])).await;
-    drop(far);
-    let states = || {
-        let sockets = sockets_at(port);
-        sockets
-            .into_iter()
-            .map(|socket| socket.state)
-            .collect::<Vec<_>>()
-    };
-    // On its way there it passes other states.
-    until(|| {
-        states()
-            .iter()
-            .all(|state| *state == State::TimeWait)
-    })
-    .await;
-    states()
+    (soon(far.read(&mut [0; 1])).await, port)
 }
 
 #[tokio::test]
 async fn with_reset_on_close_nothing_is_left_in_time_wait() {
-    let without = left_behind(SocketOptions::default()).await;
-    let with = left_behind(SocketOptions::default().reset_on_close(true)).await;
+    let waits = |port| {
+        let mut sockets = sockets_at(port).into_iter();
+        sockets.any(|socket| socket.state == State::TimeWait)
+    };
 
-    assert_eq!(without, [State::TimeWait]);
-    assert_eq!(with, []);
+    let (end, port) = closed(SocketOptions::default()).await;
+    assert_eq!(end.unwrap(), 0);
+    until(|| waits(port)).await;
+
+    let (end, port) = closed(SocketOptions::default().reset_on_close(true)).await;
+    assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    assert!(!waits(port));
 }
 
 #[tokio::test]

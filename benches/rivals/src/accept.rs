@@ -31,7 +31,7 @@ pub(crate) fn run(args: &AcceptArgs) -> Result<()> {
             host: 0,
         })
     };
-    turns.compare(ACCEPT, client, Client::connect)?;
+    turns.compare(ACCEPT, |_, server| client(server), Client::connect)?;
     if args.instructions {
         let core = args.cores.server_core;
         instructions::compare(ACCEPT, "a connection", core, |server, connections| {

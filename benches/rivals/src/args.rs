@@ -35,6 +35,9 @@ pub(crate) enum Command {
     /// Measure a proxy of one stream instead: CPU a byte, beside tokio's copy and HAProxy
     #[cfg(feature = "ours")]
     Forward(ForwardArgs),
+    /// Measure calls that are answered by id instead, beside tarpc and tonic: the CPU of a call
+    #[cfg(feature = "ours")]
+    Calls(CallsArgs),
     /// Measure a rate check for each peer instead: time and memory, beside keyed `governor`
     Checks(ChecksArgs),
     /// Say how much memory one contestant takes (started by `checks`)
@@ -170,6 +173,28 @@ pub(crate) struct ForwardArgs {
     /// Leave HAProxy out, where it is not installed
     #[arg(long = "no-haproxy", action = clap::ArgAction::SetFalse)]
     pub(crate) haproxy: bool,
+    #[command(flatten)]
+    pub(crate) cores: Cores,
+}
+
+#[cfg(feature = "ours")]
+#[derive(Debug, Args)]
+pub(crate) struct CallsArgs {
+    /// Turns of each contestant
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Calls in a turn, rounded up to whole bursts
+    #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) calls: u32,
+    /// Connections, all of which call at once
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) connections: u32,
+    /// Calls at once on a connection, comma separated
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 64], value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) depths: Vec<u32>,
+    /// Bytes of a request, and of its reply
+    #[arg(long, default_value_t = 64)]
+    pub(crate) payload: usize,
     #[command(flatten)]
     pub(crate) cores: Cores,
 }

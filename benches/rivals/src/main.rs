@@ -8,6 +8,8 @@
 mod accept;
 mod args;
 mod base;
+#[cfg(feature = "ours")]
+mod calls;
 mod cell;
 mod checks;
 mod client;
@@ -74,6 +76,11 @@ fn main() -> Result<()> {
         Some(Command::Forward(args)) => {
             cpu::pin(args.cores.client_core)?;
             forward::run(&args)
+        }
+        #[cfg(feature = "ours")]
+        Some(Command::Calls(args)) => {
+            cpu::pin(args.cores.client_core)?;
+            calls::run(&args)
         }
         #[cfg(feature = "ours")]
         Some(Command::Web(args)) => {

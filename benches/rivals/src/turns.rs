@@ -26,13 +26,13 @@ impl Turns {
     pub(crate) fn compare<C>(
         self,
         contestants: &'static [Contestant],
-        client: impl Fn(SocketAddr) -> Result<C>,
+        client: impl Fn(&Contestant, SocketAddr) -> Result<C>,
         work: impl Fn(&mut C, u32) -> Result<()>,
     ) -> Result<()> {
         let mut all = Vec::new();
         for contestant in contestants {
             let server = ServerProcess::start(contestant, self.server_core)?;
-            let client = client(server.address())?;
+            let client = client(contestant, server.address())?;
             let clock = server.cpu_clock()?;
             all.push((contestant.name, server, client, clock, Vec::new(), 0));
         }

@@ -46,6 +46,21 @@ fn an_unknown_contestant_is_refused_with_the_known_ones() {
 
 #[cfg(feature = "ours")]
 #[test]
+fn all_that_answer_by_id_are_called() {
+    let sizes = ["--rounds", "2", "--calls", "100", "--connections", "3"];
+    let (ok, text) = rivals(
+        &[
+            &["calls", "--depths", "1,7", "--payload", "100"],
+            &sizes[..],
+        ]
+        .concat(),
+    );
+    assert!(ok, "{text}");
+    assert_eq!(text.matches("tonic").count(), 2, "{text}");
+}
+
+#[cfg(feature = "ours")]
+#[test]
 fn all_that_accept_answer_and_close() {
     for at_once in ["1", "16"] {
         let sizes = ["--rounds", "2", "--connections", "40"];

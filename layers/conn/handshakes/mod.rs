@@ -257,6 +257,7 @@ impl Ticket {
     }
 
     /// The peer's first message is here as a whole: it makes room for nobody, unless it stops there.
+    #[cfg(any(test, feature = "tls"))]
     pub(crate) fn heard(&self) {
         self.spoke();
         let mut table = self.shared.lock();

@@ -54,6 +54,7 @@ impl Table {
     }
 
     /// One has said all of its first message; returns its new number.
+    #[cfg(any(test, feature = "tls"))]
     pub(super) fn hear(&mut self, number: u64) -> u64 {
         let Some(slot) = self.waiting.remove(&number) else {
             return number;

@@ -20,6 +20,8 @@ pub(super) struct Direction {
     pipe: Option<Pipe>,
     /// The last read brought so much that the next goes into the pipe.
     much: bool,
+    /// The sink has turned out to take nothing from a pipe.
+    refused: bool,
     unflushed: bool,
     /// Waits for the side that it writes to.
     blocked: bool,
@@ -53,6 +55,7 @@ impl Direction {
             size: Size::Small,
             pipe: pipes.map(Pipe::new),
             much: false,
+            refused: false,
             unflushed: false,
             blocked: false,
             read: 0,
@@ -186,7 +189,11 @@ impl Direction {
         source: &mut impl Io,
         sink: &impl Io,
     ) -> Poll<io::Result<usize>> {
-        if let Some(pipe) = self.pipe.as_mut().filter(|_| self.much) {
+        if let Some(pipe) = self
+            .pipe
+            .as_mut()
+            .filter(|_| self.much && !self.refused)
+        {
             if source.takes_pipes() && sink.takes_pipes() {
                 match ready!(source.poll_read_pipe(cx, pipe)) {
                     Err(error) if error.kind() == io::ErrorKind::Unsupported => {

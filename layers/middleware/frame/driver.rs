@@ -35,7 +35,6 @@ use crate::{
         flight::{Flight, Start},
         protocol::{Inbound, Replies, Requests},
         request::Burst,
-        seats::Outcome,
         serve::Shared,
     },
 };
@@ -350,12 +349,14 @@ where
         }
     }
 
-    /// Room for what comes next. By id that is also what only is to be seen, since it may be that a request in flight
-    /// is cancelled: with no room for one more in flight, one request is taken in and waits.
+    /// Room for what comes next. Multiplexed that is also what only is to be seen, since it may be that a request in
+    /// flight is cancelled: with no room for one more in flight, one request is taken in and waits.
     #[inline]
     pub(super) fn has_room(&self) -> bool {
         let framing = &self.shared.framing;
-        !self.congested && (self.flight.len() < framing.depth || P::BY_ID && self.waiting.is_none())
+        !self.congested
+            && (self.flight.len() < framing.depth
+                || P::BY_ID && framing.multiplexed && self.waiting.is_none())
     }
 
     /// The next request, if all of it is here.
@@ -423,56 +424,6 @@ where
         self.turn += 1;
         let reply = self.protocol.in_order(&error);
         self.place(P::Id::default(), Ok(reply));
-    }
-
-    /// Puts an outcome that is in the metrics already behind what is in flight, if it has to be in its place.
-    pub(super) fn place(&mut self, id: P::Id, outcome: Outcome<S::Response>) {
-        if self.flight.holds_back() {
-            self.flight.push_counted(id, outcome);
-        } else {
-            self.settle(id, outcome);
-        }
-    }
-
-    /// What became of a request: the one that is next in order, or with ids any.
-    fn settle(&mut self, id: P::Id, outcome: Outcome<S::Response>) {
-        match outcome {
-            Ok(Some(reply)) => self.encode(id, reply),
-            Ok(None) => {}
-            Err(error) if P::BY_ID => self.tell(id, &error),
-            Err(error) => self.fail(error),
-        }
-    }
-
-    fn encode(&mut self, id: P::Id, reply: S::Response) {
-        let buffer = self.output.begin();
-        match self.protocol.reply(id, reply, buffer) {
-            Ok(()) => self.output.finish(),
-            Err(error) => {
-                self.output.take_back_unfinished();
-                let error = FrameError::Encode(error.into());
-                if P::BY_ID {
-                    self.tell(id, &error);
-                } else {
-                    self.fail(error);
-                }
-            }
-        }
-        self.congested |= self.output.len() >= self.shared.framing.high_water;
-    }
-
-    /// Tells by id why there is no reply.
-    pub(super) fn tell(&mut self, id: P::Id, error: &FrameError) {
-        let buffer = self.output.begin();
-        match self.protocol.fail(id, error, buffer) {
-            Ok(()) => self.output.finish(),
-            Err(error) => {
-                self.output.take_back_unfinished();
-                // Nobody is told of this one.
-                self.fail_behind(FrameError::Encode(error.into()));
-            }
-        }
-        self.congested |= self.output.len() >= self.shared.framing.high_water;
     }
 }
 

@@ -67,6 +67,7 @@
 //! Dropping the future drops the stream and every handler in flight. To get the stream back instead, with
 //! what was read too much, see [`FrameFuture::into_parts`].
 
+mod answer;
 mod asked;
 mod bells;
 mod budget;

@@ -27,6 +27,8 @@ use crate::{
 /// lookup that fails, takes too long or finds nothing changes nothing, and is made again sooner. So a resolver that is
 /// down leaves everything as it was.
 ///
+/// What a resolver of host names answers has no port as a rule: `make` adds it.
+///
 /// Lookups are made while somebody waits for a peer or calls one, not by a task: a service that is not called looks
 /// nothing up.
 pub struct Refreshing<R, N, K, M>

@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use std::{io, time::Duration};
-//! use tower_net::{Deadline, budget};
+//! use tower_net::budget;
 //!
 //! # async fn ask(_: &str) -> io::Result<usize> { Ok(1) }
 //! # #[tokio::main(flavor = "current_thread")]

@@ -17,11 +17,7 @@ use std::{
 use tokio::{io::AsyncWrite, time::Instant};
 
 use crate::{
-    base::{
-        error::BoxError,
-        io::Io,
-        time::{Timer, later, now},
-    },
+    base::{error::BoxError, io::Io, time::now},
     conn::{CloseReason, Conn, reset_on_drop},
     middleware::frame::{
         RpcFailure,
@@ -35,6 +31,7 @@ use crate::{
             protocol::{Heard, Protocol},
             shared::Shared,
             table::{Answer, End, Fate, Lost, lock},
+            timers::{Silence, Stall},
         },
     },
 };
@@ -55,13 +52,7 @@ pub(super) struct Driver<I, P, Q, R> {
     /// Why the peer ends the connection, if it said so.
     told: Option<RpcFailure>,
     stall: Stall,
-}
-
-/// How long the peer has taken nothing.
-struct Stall {
-    timer: Pin<Box<Timer>>,
-    /// What was written when the timer was set.
-    written: Option<u64>,
+    silence: Silence,
 }
 
 impl<I, P, Q, R> Driver<I, P, Q, R>
@@ -87,10 +78,8 @@ where
             used: false,
             leaving: false,
             told: None,
-            stall: Stall {
-                timer: Box::pin(Timer::default()),
-                written: None,
-            },
+            stall: Stall::new(),
+            silence: Silence::new(),
         }
     }
 
@@ -136,7 +125,10 @@ where
             }
             match self.input.poll_read(cx, &mut self.conn) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(self.ended()),
-                Poll::Ready(Ok(_)) => self.hear(false)?,
+                Poll::Ready(Ok(_)) => {
+                    self.silence.break_off();
+                    self.hear(false)?;
+                }
                 Poll::Ready(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => {
                     return Poll::Ready(self.ended());
                 }
@@ -147,7 +139,7 @@ where
         }
         self.input.park();
         self.output.park();
-        let stalled = ready!(self.poll_stalled(cx));
+        let stalled = ready!(self.poll_timers(cx));
         reset_on_drop(&self.conn, self.conn.info());
         Poll::Ready(Err(stalled))
     }
@@ -310,26 +302,27 @@ where
         Ok(())
     }
 
-    /// Ready when the peer has taken nothing for too long.
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<Disconnected> {
-        let (limit, stall) = (self.shared.settings.write_stall, &mut self.stall);
+    /// Ready when the peer has taken nothing for too long. One that says nothing gets no more calls.
+    fn poll_timers(&mut self, cx: &mut Context<'_>) -> Poll<Disconnected> {
+        let settings = &self.shared.settings;
+        let (silence, write_stall) = (settings.silence, settings.write_stall);
+        if self.flight.is_idle() || self.leaving {
+            self.silence.break_off();
+        } else if self
+            .silence
+            .poll(silence, cx)
+            .is_ready()
+        {
+            tracing::debug!(conn = %self.conn.info().id(), "peer says nothing, client goes elsewhere");
+            self.leave(&End::Leaving { fruitless: false });
+        }
         if self.output.is_clear() {
-            stall.written = None;
+            self.stall.clear();
             return Poll::Pending;
         }
-        let written = Some(self.output.written());
-        if stall.written != written {
-            let Some(at) = later(now(), limit) else {
-                return Poll::Pending;
-            };
-            stall.written = written;
-            stall.timer.as_mut().arm(at);
-        }
-        stall
-            .timer
-            .as_mut()
-            .poll(cx)
-            .map(|()| Disconnected::Stalled(limit))
+        self.stall
+            .poll(self.output.written(), write_stall, cx)
+            .map(|()| Disconnected::Stalled(write_stall))
     }
 
     /// The connection is lost, and with it what is in flight: it fails, or is sent once more.

@@ -4,20 +4,27 @@
 //! service of calls, which tower's layers fit on, and [balancing](crate::balance) over several.
 //!
 //! ```
+//! use std::net::SocketAddr;
 //! use bytes::Bytes;
-//! use tower::{Service, ServiceExt, service_fn};
-//! use tower_net::{Conn, client::{CallError, Client}};
+//! use tokio::net::TcpStream;
+//! use tower::{ServiceExt, service_fn};
+//! use tower_net::client::Client;
 //!
-//! # async fn check() -> Result<(), CallError> {
-//! let connect = service_fn(async |to: &'static str| tokio::net::TcpStream::connect(to).await?.try_into());
-//! # fn is_connector<S: Service<&'static str, Response = Conn<tokio::net::TcpStream>>>(_: &S) {}
-//! # is_connector(&connect);
-//! let client = Client::new(connect, "127.0.0.1:7000");
+//! # use tower_net::{Server, frame::{Request, RpcLayer}, listen::Tcp};
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let listener = Tcp::bind("127.0.0.1:0").await?;
+//! # let server = listener.local_addr()?;
+//! # let echo = service_fn(async |ask: Request<Bytes>| Ok::<_, std::io::Error>(ask.into_message()));
+//! # let stack = tower::ServiceBuilder::new().layer(RpcLayer::new(1024)).service(echo);
+//! # tokio::spawn(Server::new(listener).serve(stack).into_future());
+//! let connector = service_fn(async |to: SocketAddr| TcpStream::connect(to).await?.try_into());
+//! let client = Client::new(connector, server);
 //! let (one, two) = tokio::join!(
-//!     client.send(Bytes::from_static(b"how much?")),         // waits for a place within its deadline
-//!     client.clone().oneshot(Bytes::from_static(b"since when?")),
+//!     client.send(Bytes::from_static(b"how much?")), // waits for a place within its deadline
+//!     client.clone().oneshot(Bytes::from_static(b"since when?")), // a service like any other
 //! );
-//! # (one?, two?);
+//! assert_eq!((&one?[..], &two?[..]), (&b"how much?"[..], &b"since when?"[..]));
 //! # Ok(())
 //! # }
 //! ```
@@ -56,6 +63,7 @@
 //! | the peer leaves | are answered; those that it has not begun move | a new connection |
 //! | the peer answers what was never asked, or what is no frame | fail as [closed](CallCause::Closed) | a new connection |
 //! | the peer takes no byte for [too long](Settings::write_stall) | the same, with a reset | a new connection |
+//! | the peer says nothing for [too long](Settings::silence) | go on waiting, each for its own deadline | a new connection |
 //! | no connection can be made | | wait for the next attempt, or [fail](Settings::fail_fast) |
 //! | the last client is dropped | are answered; the connection is closed after the last of them | |
 //! | the runtime ends | fail as closed | fail |
@@ -94,6 +102,7 @@ mod serial;
 mod settings;
 mod shared;
 mod table;
+mod timers;
 
 use std::{
     fmt,

@@ -10,6 +10,7 @@ pub struct Settings {
     pub(super) connect: Duration,
     pub(super) high_water: usize,
     pub(super) write_stall: Duration,
+    pub(super) silence: Duration,
     pub(super) max_payload: usize,
     pub(super) first_pause: Duration,
     pub(super) longest_pause: Duration,
@@ -27,6 +28,7 @@ impl Default for Settings {
             connect: CONNECT,
             high_water: HIGH_WATER,
             write_stall: WRITE_STALL,
+            silence: SILENCE,
             max_payload: MAX_PAYLOAD,
             first_pause: FIRST_PAUSE,
             longest_pause: LONGEST_PAUSE,
@@ -74,6 +76,16 @@ impl Settings {
     #[must_use]
     pub fn write_stall(mut self, limit: Duration) -> Self {
         self.write_stall = limit;
+        self
+    }
+
+    /// A peer that has said nothing at all for this long, and up to twice as long, while calls waited for it, gets no
+    /// more calls on that connection: they go to a new one, and those in flight wait on for their own deadlines. So a
+    /// peer that has vanished without a word, which TCP may take a quarter of an hour to notice, costs the calls of some
+    /// seconds; one that is only slow costs a connection. [`Duration::MAX`] waits for ever. Default: 10 s.
+    #[must_use]
+    pub fn silence(mut self, limit: Duration) -> Self {
+        self.silence = limit;
         self
     }
 
@@ -142,10 +154,14 @@ impl Settings {
                 return Err(ConfigError::zero(setting));
             }
         }
+        if u32::try_from(self.high_water).is_err() {
+            return Err(ConfigError::new("high_water", "must be below 4 GiB"));
+        }
         for (setting, limit) in [
             ("call_deadline", self.call),
             ("connect_deadline", self.connect),
             ("write_stall", self.write_stall),
+            ("silence", self.silence),
             ("backoff", self.first_pause),
         ] {
             if limit.is_zero() {
@@ -182,6 +198,9 @@ const HIGH_WATER: usize = 64 * 1024;
 
 /// As the write stall of `deadline`.
 const WRITE_STALL: Duration = Duration::from_secs(30);
+
+/// Longer than most calls take, and what a caller may lose without despair.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Above what calls commonly are, below what hurts.
 const MAX_PAYLOAD: usize = 1 << 20;

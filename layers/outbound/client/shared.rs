@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -16,6 +16,7 @@ use crate::{
     base::{
         error::{BoxError, NoTimer},
         io::Io,
+        sync::{Mutex, PoisonError},
         time::{now, require_driver},
     },
     conn::{Conn, Deadline},

@@ -69,6 +69,8 @@ impl Counts {
 pub(super) struct Books<K, C, A> {
     pub(super) limits: Limits,
     pub(super) counts: Counts,
+    /// Whoever is to be woken without the lock, of whom there is mostly one at the most.
+    pub(super) wake: Option<Waker>,
     pub(super) after: After<C, A>,
     pub(super) targets: Slab<Target<K, C, A>>,
     pub(super) waiters: Slab<Waiter<C>>,
@@ -86,15 +88,15 @@ pub(super) struct Books<K, C, A> {
     pub(super) closed: bool,
     /// When the pool's own task looks next.
     pub(super) armed: Option<Instant>,
-    /// It looks in time for what has been idle since then, or since any time after it.
-    pub(super) armed_since: Option<Instant>,
+    /// The pool's own task has been, or is to be, told that something has come to be idle.
+    pub(super) is_stamping: bool,
+    /// When it next says since when that has been so; none for as soon as it can.
+    pub(super) stamp_at: Option<Instant>,
 }
 
 /// What is to be done without the lock.
 #[derive(Debug)]
 pub(super) struct After<C, A> {
-    /// Mostly there is one at the most.
-    pub(super) wake: Option<Waker>,
     pub(super) wakes: Vec<Waker>,
     /// To be dropped, which may do anything.
     pub(super) outdated: Option<Waker>,
@@ -108,7 +110,6 @@ pub(super) struct After<C, A> {
 impl<C, A> Default for After<C, A> {
     fn default() -> Self {
         Self {
-            wake: None,
             wakes: Vec::new(),
             outdated: None,
             closed: Vec::new(),
@@ -119,17 +120,9 @@ impl<C, A> Default for After<C, A> {
 }
 
 impl<C, A> After<C, A> {
-    pub(super) fn wake(&mut self, waker: Option<Waker>) {
-        if self.wake.is_none() {
-            self.wake = waker;
-        } else {
-            self.wakes.extend(waker);
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         !self.rouse
-            && self.wake.is_none()
+            && self.wakes.is_empty()
             && self.outdated.is_none()
             && self.closed.is_empty()
             && self.called_off.is_empty()
@@ -168,7 +161,10 @@ impl<K, C, A> Target<K, C, A> {
 
 #[derive(Debug)]
 pub(super) struct Idle<C> {
-    pub(super) since: Instant,
+    /// What came to be idle later has a higher number.
+    pub(super) order: u64,
+    /// None until the pool's own task has seen it: giving back reads no clock.
+    pub(super) since: Option<Instant>,
     pub(super) member: C,
 }
 
@@ -180,13 +176,23 @@ pub(super) struct Waiter<C> {
     /// It has had a place to dial in.
     pub(super) has_dialled: bool,
     pub(super) given: Given<C>,
+    pub(super) terms: Terms,
+}
+
+/// Since when somebody waits, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    pub(super) since: Instant,
     /// When it gives up.
     pub(super) by: Option<Instant>,
+    /// That is the caller's deadline, and not the pool's limit.
+    pub(super) is_callers: bool,
 }
 
 /// What somebody who waited has got.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) enum Given<C> {
+    #[default]
     Nothing,
     /// A place: dial, under this number.
     Place(u64),
@@ -208,7 +214,7 @@ pub(super) struct Ticket {
 
 #[derive(Debug)]
 pub(super) enum Got<C> {
-    Idle(C),
+    Idle(usize, C),
     /// Wait; and dial under this number, if there is one.
     Wait(Ticket, Option<u64>),
 }
@@ -218,6 +224,7 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
         Self {
             limits,
             counts: Counts::default(),
+            wake: None,
             after: After::default(),
             targets: Slab::new(),
             waiters: Slab::new(),
@@ -230,8 +237,15 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             round: 0,
             closed: false,
             armed: None,
-            armed_since: None,
+            is_stamping: false,
+            stamp_at: None,
         }
+    }
+
+    /// What is to be done without the lock, if there is anything.
+    pub(super) fn take_after(&mut self) -> (Option<Waker>, Option<After<C, A>>) {
+        let after = (!self.after.is_empty()).then(|| take(&mut self.after));
+        (self.wake.take(), after)
     }
 
     pub(super) fn number(&mut self) -> u64 {
@@ -280,55 +294,101 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
         Some((at, idle.member))
     }
 
-    /// The same; or else waits, with a dial if there is a place for it. Whoever comes again keeps its number.
-    pub(super) fn wait(
+    /// The same; or else stands in line, with a dial if there is a place for it.
+    pub(super) fn get(
         &mut self,
         key: K,
-        number: Option<u64>,
-        now: Instant,
-        by: Option<Instant>,
-    ) -> Result<Got<C>, Refusal> {
+        hint: usize,
+        terms: impl FnOnce() -> Terms,
+    ) -> Result<Got<C>, (Refusal, Terms)> {
+        if let Some((at, member)) = self.take_idle(&key, hint) {
+            return Ok(Got::Idle(at, member));
+        }
+        let terms = terms();
         if self.closed {
-            return Err(Refusal::Closed);
+            return Err((Refusal::Closed, terms));
         }
-        if let Some((_, member)) = self.take_idle(&key, usize::MAX) {
-            return Ok(Got::Idle(member));
+        if terms
+            .by
+            .is_some_and(|by| by <= terms.since)
+        {
+            return Err((Refusal::Elapsed { connecting: false }, terms));
         }
-        let at = self.enter(key);
-        let dial = self.claim(at, now);
-        let refusal = match dial {
-            Some(_) => None,
-            None if self.is_hopeless(at, now) => Some(self.backing_off(at, now)),
-            // Who comes again has been let in before.
-            None if self.queued >= self.limits.waiting && number.is_none() => {
-                Some(Refusal::QueueFull {
-                    bound: self.limits.waiting,
-                })
-            }
-            None => None,
+        let at = match self.find(&key, hint) {
+            Some(at) => at,
+            None => self.enter(key),
         };
-        if let Some(refusal) = refusal {
-            self.tidy(at, now);
-            return Err(refusal);
+        let stood = self.stand_in_line(at, None, terms, terms.since);
+        stood.map_err(|refusal| (refusal, terms))
+    }
+
+    /// Once more, for one whose connection was dead, and has its place still: it stands where it stood.
+    pub(super) fn get_again(
+        &mut self,
+        ticket: Ticket,
+        terms: Terms,
+        now: Instant,
+    ) -> Result<Got<C>, (Refusal, Terms)> {
+        if self.closed {
+            return Err((Refusal::Closed, terms));
         }
+        let (at, number) = (ticket.target, Some(ticket.number));
+        if let Some(idle) = self.targets[at].idle.pop_back() {
+            self.counts.idle -= 1;
+            return Ok(Got::Idle(at, idle.member));
+        }
+        let stood = self.stand_in_line(at, number, terms, now);
+        stood.map_err(|refusal| (refusal, terms))
+    }
+
+    fn stand_in_line(
+        &mut self,
+        at: usize,
+        number: Option<u64>,
+        terms: Terms,
+        now: Instant,
+    ) -> Result<Got<C>, Refusal> {
+        let dial = self.claim(at, now);
         if dial.is_none() {
+            let bound = self.limits.waiting;
+            let refusal = if self.is_hopeless(at, now) {
+                Some(self.backing_off(at, now))
+            } else if self.queued >= bound && number.is_none() {
+                Some(Refusal::QueueFull { bound })
+            } else {
+                None
+            };
+            if let Some(refusal) = refusal {
+                self.tidy(at, now);
+                return Err(refusal);
+            }
             self.queued += 1;
             self.look_for_room(at, now);
         }
-        let number = number.unwrap_or_else(|| self.number());
-        let key = self.waiters.insert(Waiter {
+        let key = self.waiters.vacant_key();
+        let waiting = &mut self.targets[at].waiting;
+        let number = match number {
+            None => {
+                self.next += 1;
+                waiting.push_back((self.next, key));
+                self.next
+            }
+            Some(number) => {
+                let behind = waiting.partition_point(|(other, _)| *other < number);
+                waiting.insert(behind, (number, key));
+                number
+            }
+        };
+        self.waiters.insert(Waiter {
             number,
             target: at,
             waker: None,
             has_dialled: dial.is_some(),
             given: Given::Nothing,
-            by,
+            terms,
         });
         self.counts.waiting += 1;
-        let waiting = &mut self.targets[at].waiting;
-        let behind = waiting.partition_point(|(other, _)| *other < number);
-        waiting.insert(behind, (number, key));
-        self.arm(by);
+        self.arm(terms.by);
         let ticket = Ticket {
             number,
             target: at,
@@ -338,9 +398,9 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
     }
 
     /// What has been given to somebody who waits, if anything has; a connection or a refusal ends the waiting.
-    pub(super) fn ask(&mut self, ticket: Ticket, waker: &Waker) -> Option<Given<C>> {
+    pub(super) fn ask(&mut self, ticket: Ticket, waker: &Waker) -> Option<(Given<C>, Terms)> {
         let waiter = &mut self.waiters[ticket.key];
-        match take(&mut waiter.given) {
+        match waiter.given {
             Given::Nothing => {
                 if !waiter
                     .waker
@@ -351,47 +411,42 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
                 }
                 None
             }
-            Given::Place(dial) => Some(Given::Place(dial)),
-            done => {
-                self.waiters.remove(ticket.key);
-                Some(done)
+            Given::Place(_) => Some((take(&mut waiter.given), waiter.terms)),
+            Given::Member { .. } | Given::Refused(..) => {
+                let waiter = self.waiters.remove(ticket.key);
+                Some((waiter.given, waiter.terms))
             }
         }
     }
 
     /// Somebody waits no longer; returns the connection that it was given and has not seen.
-    pub(super) fn leave(&mut self, ticket: Ticket, now: Instant) -> Option<(C, bool)> {
+    pub(super) fn leave(&mut self, ticket: Ticket, now: Instant) -> (Terms, Option<(C, bool)>) {
         let mut waiter = self.waiters.remove(ticket.key);
+        let terms = waiter.terms;
         self.after.outdated = waiter.waker.take();
         match waiter.given {
             Given::Member {
                 member, is_fresh, ..
-            } => return Some((member, is_fresh)),
+            } => return (terms, Some((member, is_fresh))),
             Given::Refused(..) => {}
             Given::Nothing | Given::Place(_) => {
-                self.strike(&waiter);
+                self.strike(waiter.target, waiter.number, waiter.has_dialled);
                 match waiter.given {
                     Given::Place(dial) => self.dial_gone(waiter.target, dial, now),
                     _ => self.tidy(waiter.target, now),
                 }
             }
         }
-        None
+        (terms, None)
     }
 
     /// Takes somebody off the list of those who wait.
-    pub(super) fn strike(&mut self, waiter: &Waiter<C>) {
-        let waiting = &mut self.targets[waiter.target].waiting;
-        if let Ok(at) = waiting.binary_search_by_key(&waiter.number, |(number, _)| *number) {
+    pub(super) fn strike(&mut self, target: usize, number: u64, has_dialled: bool) {
+        let waiting = &mut self.targets[target].waiting;
+        if let Ok(at) = waiting.binary_search_by_key(&number, |(number, _)| *number) {
             waiting.remove(at);
         }
         self.counts.waiting -= 1;
-        self.queued -= usize::from(!waiter.has_dialled);
-    }
-}
-
-impl<C> Default for Given<C> {
-    fn default() -> Self {
-        Self::Nothing
+        self.queued -= usize::from(!has_dialled);
     }
 }

@@ -5,7 +5,7 @@ use std::{
     mem::replace,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -13,10 +13,10 @@ use tokio::{task::AbortHandle, time::Instant};
 use tower_service::Service;
 
 use super::{
-    books::{Given, Got, Ticket},
+    books::{Given, Got, Terms, Ticket},
     dial::{self, Place},
     error::PoolError,
-    fates::{Outcome, Refusal},
+    fates::{Gone, Outcome, Refusal},
     handle::PoolHandle,
     shared::Shared,
     stream::{Home, Pooled, PooledIo, Served},
@@ -150,48 +150,86 @@ where
     }
 
     fn call(&mut self, target: T) -> Self::Future {
-        let key = (self.key)(&target);
+        let within = self.shared.pooling.within;
         loop {
-            let idle = self
+            let key = (self.key)(&target);
+            let hint = self.hint;
+            let got = self
                 .shared
-                .with(|books| books.take_idle(&key, self.hint));
-            let Some((at, mut pooled)) = idle else {
-                break;
+                .with(|books| books.get(key, hint, || terms(within)));
+            let state = match got {
+                Ok(Got::Idle(at, mut pooled)) => {
+                    self.hint = at;
+                    if let Err(gone) = look(&mut pooled.conn) {
+                        self.shared.let_go(pooled, gone);
+                        continue;
+                    }
+                    State::Served(lend(&self.shared, pooled, Served::Idle, Duration::ZERO))
+                }
+                Ok(Got::Wait(ticket, dial)) => {
+                    self.hint = ticket.target;
+                    let get = Get {
+                        pool: Arc::clone(&self.shared),
+                        connector: self.connector.clone(),
+                        target,
+                        begin: dial::begin,
+                        ticket,
+                    };
+                    if let Some(dial) = dial {
+                        get.dial(dial);
+                    }
+                    State::Waiting(get)
+                }
+                Err((refusal, terms)) => {
+                    State::Failed(refuse(&self.shared, refusal, terms, terms.since))
+                }
             };
-            self.hint = at;
-            match look(&mut pooled.conn) {
-                Ok(()) => return GetFuture::served(pooled, Served::Idle, &self.shared),
-                Err(gone) => self.shared.let_go(pooled, gone),
-            }
-        }
-        let since = now();
-        let own = Deadline::after(since, self.shared.pooling.within);
-        let callers = Deadline::current();
-        let mut get = Get {
-            pool: Arc::clone(&self.shared),
-            connector: self.connector.clone(),
-            target,
-            key: Arc::clone(&self.key),
-            begin: dial::begin,
-            since,
-            by: own.min(callers),
-            is_callers: callers < own,
-        };
-        let state = if get
-            .by
-            .instant()
-            .is_some_and(|by| by <= since)
-        {
-            let refusal = Refusal::Elapsed { connecting: false };
-            State::Failed(get.refused(refusal, since))
-        } else {
-            get.queue(key, None, since)
-        };
-        GetFuture {
-            state,
-            get: Some(get),
+            return GetFuture { state };
         }
     }
+}
+
+/// From now, until the pool's limit or the caller's deadline.
+fn terms(within: Duration) -> Terms {
+    let since = now();
+    let own = Deadline::after(since, within);
+    let callers = Deadline::current();
+    Terms {
+        since,
+        by: own.min(callers).instant(),
+        is_callers: callers < own,
+    }
+}
+
+fn lend<K, I>(
+    pool: &Shared<K, I>,
+    pooled: Pooled<I>,
+    served: Served,
+    waited: Duration,
+) -> Conn<PooledIo<I>>
+where
+    K: Hash + Eq + Clone + Send + 'static,
+    I: Io,
+{
+    let outcome = match served {
+        Served::Idle => Outcome::Idle,
+        Served::Late => Outcome::Late,
+        Served::Dialled => Outcome::Dialled,
+    };
+    pool.metrics.got(outcome, waited);
+    pooled.lend(served, waited)
+}
+
+fn refuse<K, I>(pool: &Shared<K, I>, refusal: Refusal, terms: Terms, at: Instant) -> PoolError
+where
+    K: Hash + Eq + Clone + Send + 'static,
+    I: Io,
+{
+    let waited = at.saturating_duration_since(terms.since);
+    let error = PoolError::new(refusal, waited, terms.is_callers);
+    pool.metrics
+        .got(error.outcome(), waited);
+    error
 }
 
 /// The future of [`Pool`].
@@ -203,30 +241,25 @@ where
     K: Hash + Eq + Clone + Send + 'static,
     I: Io,
 {
-    state: State<I>,
-    /// None for a connection that was idle.
-    get: Option<Get<C, T, K, I>>,
+    state: State<C, T, K, I>,
 }
 
-enum State<I> {
+enum State<C, T, K, I: Io> {
     Served(Conn<PooledIo<I>>),
     Failed(PoolError),
-    Waiting(Ticket),
+    Waiting(Get<C, T, K, I>),
     Over,
 }
 
-/// A get that does not find what it wants at once.
+/// A get that did not find what it wants at once.
 struct Get<C, T, K, I: Io> {
     pool: Arc<Shared<K, I>>,
     connector: C,
     target: T,
-    key: Arc<KeyOf<T, K>>,
     /// Held as what it is, so that the future asks nothing of the connector: what is asked of its error would keep
     /// compilers from seeing that a task that gets may move between threads.
     begin: fn(Place<I>, C, T) -> AbortHandle,
-    since: Instant,
-    by: Deadline,
-    is_callers: bool,
+    ticket: Ticket,
 }
 
 impl<C, T, K, I> Get<C, T, K, I>
@@ -236,76 +269,93 @@ where
     K: Hash + Eq + Clone + Send + 'static,
     I: Io,
 {
-    /// Takes what is idle by now, or stands in line: at its end, or where it stood before.
-    fn queue(&mut self, key: K, number: Option<u64>, now: Instant) -> State<I> {
-        loop {
-            let by = self.by.instant();
-            let got = self
-                .pool
-                .with(|books| books.wait(key.clone(), number, now, by));
-            match got {
-                Ok(Got::Idle(mut pooled)) => match look(&mut pooled.conn) {
-                    Ok(()) => return State::Served(self.lend(pooled, Served::Idle, now)),
-                    Err(gone) => self.pool.let_go(pooled, gone),
-                },
-                Ok(Got::Wait(ticket, dial)) => {
-                    if let Some(dial) = dial {
-                        self.dial(ticket, dial);
-                    }
-                    return State::Waiting(ticket);
-                }
-                Err(refusal) => return State::Failed(self.refused(refusal, now)),
-            }
-        }
-    }
-
-    fn dial(&self, ticket: Ticket, number: u64) {
+    fn dial(&self, number: u64) {
         let (connector, target) = (self.connector.clone(), self.target.clone());
+        let Ticket { target: at, .. } = self.ticket;
         self.pool
-            .begin(ticket.target, number, Some(ticket), |place| {
+            .begin(at, number, Some(self.ticket), |place| {
                 (self.begin)(place, connector, target)
             });
     }
 
     /// Looks what it has been given.
-    fn poll(&mut self, mut ticket: Ticket, cx: &mut Context<'_>) -> State<I> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Conn<PooledIo<I>>, PoolError>> {
         loop {
+            let ticket = self.ticket;
             let given = self
                 .pool
                 .with(|books| books.ask(ticket, cx.waker()));
             match given {
-                None | Some(Given::Nothing) => return State::Waiting(ticket),
-                Some(Given::Place(dial)) => self.dial(ticket, dial),
-                Some(Given::Refused(refusal, at)) => {
-                    return State::Failed(self.refused(refusal, at));
+                None | Some((Given::Nothing, _)) => return Poll::Pending,
+                Some((Given::Place(dial), _)) => self.dial(dial),
+                Some((Given::Refused(refusal, at), terms)) => {
+                    return Poll::Ready(Err(refuse(&self.pool, refusal, terms, at)));
                 }
-                Some(Given::Member {
-                    mut member,
-                    is_fresh,
-                    at,
-                }) => {
-                    // A new one is not read from: its peer may be the one to speak first.
-                    let looked = if is_fresh {
-                        Ok(())
-                    } else {
-                        look(&mut member.conn)
-                    };
-                    let served = if is_fresh {
-                        Served::Dialled
-                    } else {
-                        Served::Late
-                    };
-                    let Err(gone) = looked else {
-                        return State::Served(self.lend(member, served, at));
-                    };
-                    // Back in line first, so that its place goes to nobody who came later.
-                    let key = (self.key)(&self.target);
-                    let state = self.queue(key, Some(ticket.number), now());
-                    self.pool.let_go(member, gone);
-                    match state {
-                        State::Waiting(again) => ticket = again,
-                        over => return over,
+                Some((
+                    Given::Member {
+                        mut member,
+                        is_fresh,
+                        at,
+                    },
+                    terms,
+                )) => {
+                    let waited = at.saturating_duration_since(terms.since);
+                    if is_fresh {
+                        // It is not read from: its peer may be the one to speak first.
+                        let conn = lend(&self.pool, member, Served::Dialled, waited);
+                        return Poll::Ready(Ok(conn));
                     }
+                    match look(&mut member.conn) {
+                        Ok(()) => {
+                            let conn = lend(&self.pool, member, Served::Late, waited);
+                            return Poll::Ready(Ok(conn));
+                        }
+                        Err(gone) => {
+                            if let Some(over) = self.again(member, gone, terms) {
+                                return Poll::Ready(over);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// It was given a connection that is dead: back in line first, so that the place goes to nobody who came later.
+    fn again(
+        &mut self,
+        dead: Pooled<I>,
+        gone: Gone,
+        terms: Terms,
+    ) -> Option<Result<Conn<PooledIo<I>>, PoolError>> {
+        let (mut dead, mut gone) = (dead, gone);
+        loop {
+            let (ticket, now) = (self.ticket, now());
+            let got = self
+                .pool
+                .with(|books| books.get_again(ticket, terms, now));
+            match got {
+                Ok(Got::Idle(_, mut pooled)) => {
+                    self.pool.let_go(dead, gone);
+                    match look(&mut pooled.conn) {
+                        Ok(()) => {
+                            let waited = now.saturating_duration_since(terms.since);
+                            return Some(Ok(lend(&self.pool, pooled, Served::Idle, waited)));
+                        }
+                        Err(why) => (dead, gone) = (pooled, why),
+                    }
+                }
+                Ok(Got::Wait(ticket, dial)) => {
+                    self.ticket = ticket;
+                    self.pool.let_go(dead, gone);
+                    if let Some(dial) = dial {
+                        self.dial(dial);
+                    }
+                    return None;
+                }
+                Err((refusal, terms)) => {
+                    self.pool.let_go(dead, gone);
+                    return Some(Err(refuse(&self.pool, refusal, terms, now)));
                 }
             }
         }
@@ -317,55 +367,17 @@ where
     K: Hash + Eq + Clone + Send + 'static,
     I: Io,
 {
-    fn lend(&self, pooled: Pooled<I>, served: Served, at: Instant) -> Conn<PooledIo<I>> {
-        let waited = self.waited(at);
-        let outcome = match served {
-            Served::Idle => Outcome::Idle,
-            Served::Late => Outcome::Late,
-            Served::Dialled => Outcome::Dialled,
-        };
-        self.pool.metrics.got(outcome, waited);
-        pooled.lend(served, waited)
-    }
-
-    fn refused(&self, refusal: Refusal, now: Instant) -> PoolError {
-        let error = PoolError::new(refusal, self.waited(now), self.is_callers);
-        self.pool
-            .metrics
-            .got(error.outcome(), error.waited());
-        error
-    }
-
-    fn leave(&self, ticket: Ticket) {
+    fn leave(&self) {
         let now = now();
+        let (terms, left) = self
+            .pool
+            .with(|books| books.leave(self.ticket, now));
+        let waited = now.saturating_duration_since(terms.since);
         self.pool
             .metrics
-            .got(Outcome::Left, self.waited(now));
-        let left = self
-            .pool
-            .with(|books| books.leave(ticket, now));
+            .got(Outcome::Left, waited);
         if let Some((pooled, is_fresh)) = left {
             self.pool.take_in(pooled, is_fresh);
-        }
-    }
-
-    fn waited(&self, until: Instant) -> Duration {
-        until.saturating_duration_since(self.since)
-    }
-}
-
-impl<C, T, K, I> GetFuture<C, T, K, I>
-where
-    K: Hash + Eq + Clone + Send + 'static,
-    I: Io,
-{
-    /// Of a connection that was idle.
-    fn served(pooled: Pooled<I>, served: Served, pool: &Shared<K, I>) -> Self {
-        pool.metrics
-            .got(Outcome::Idle, Duration::ZERO);
-        Self {
-            state: State::Served(pooled.lend(served, Duration::ZERO)),
-            get: None,
         }
     }
 }
@@ -388,17 +400,12 @@ where
     type Output = Result<Conn<PooledIo<I>>, PoolError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        if let State::Waiting(ticket) = this.state {
-            let get = this.get.as_mut();
-            this.state = get
-                .expect("whoever waits knows what for")
-                .poll(ticket, cx);
-            if matches!(this.state, State::Waiting(_)) {
-                return Poll::Pending;
-            }
+        if let State::Waiting(get) = &mut self.state {
+            let over = ready!(get.poll(cx));
+            self.state = State::Over;
+            return Poll::Ready(over);
         }
-        match replace(&mut this.state, State::Over) {
+        match replace(&mut self.state, State::Over) {
             State::Served(conn) => Poll::Ready(Ok(conn)),
             State::Failed(error) => Poll::Ready(Err(error)),
             State::Waiting(_) | State::Over => panic!("polled again after it was ready"),
@@ -412,13 +419,9 @@ where
     I: Io,
 {
     fn drop(&mut self) {
-        match self.state {
+        match &self.state {
             State::Failed(_) | State::Over => {}
-            State::Waiting(ticket) => {
-                if let Some(get) = &self.get {
-                    get.leave(ticket);
-                }
-            }
+            State::Waiting(get) => get.leave(),
             State::Served(_) => {
                 // Nobody has seen it.
                 if let State::Served(conn) = replace(&mut self.state, State::Over) {

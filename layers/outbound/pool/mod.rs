@@ -85,8 +85,24 @@
 //! # Cost
 //!
 //! A get of an idle connection takes one short lock, allocates nothing, and asks the kernel for the one socket that
-//! it gives out. It reads no clock: what has been idle for too long is closed by the pool's own task, as late as its
-//! runtime is. Giving back takes the lock once more and reads the clock once.
+//! it gives out. Giving back takes the lock once more. Neither reads the clock, unless somebody waits or there is a
+//! [maximum lifetime](Pooling::max_lifetime): since when a connection has been idle is for the pool's own task to say,
+//! which closes it late by a sixty-fourth of the time at the most, and by as much as its runtime is late.
+//!
+//! # With and without
+//!
+//! The same calls of four bytes over the loopback, 16 tasks, with a connection each and out of a pool, by the example
+//! `pool_or_not` (two cores shared with others, client and server on both):
+//!
+//! | | without, 2000 calls/s asked for | with | without, 12,000 asked for | with |
+//! |---|---|---|---|---|
+//! | calls | 16,000 | 16,000 | 24,000 | 24,000 |
+//! | calls/s | 1990 | 1992 | 6475 | 11,424 |
+//! | connects | 16,000 | 18 | 24,000 | 16 |
+//! | sockets in TIME_WAIT at the end | 10,214 | 0 | 13,512 | 0 |
+//!
+//! This kernel uses a port in TIME_WAIT again after a second on the loopback; to another machine it does not, and the
+//! 28,232 ports that it has for one address last for 470 connections a second.
 //!
 //! # Own tasks
 //!
@@ -222,5 +238,40 @@ where
         let shared = Shared::new(pooling, self.runtime.clone(), Arc::clone(&self.metrics));
         keeper::keep(&shared);
         Pool::new(connector, Arc::clone(&self.key), shared)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, future::ready};
+
+    use tokio::{io::duplex, task::yield_now};
+
+    use super::*;
+    use crate::base::{io::GuardedIo, time::count::CLOCK_READS};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_get_of_an_idle_connection_and_giving_it_back_read_no_clock() {
+        let connector = tower::service_fn(|_: u16| {
+            let (near, far) = duplex(1);
+            ready(Ok::<_, Infallible>(Conn::new(
+                GuardedIo::new(near, far),
+                (),
+            )))
+        });
+        let pooling = Pooling::default();
+        let mut pool = PoolLayer::new("quiet", pooling)
+            .unwrap()
+            .layer(connector);
+        pool.call(1).await.unwrap().reuse();
+        yield_now().await;
+
+        let before = CLOCK_READS.get();
+        for _ in 0..1_000 {
+            assert!(pool.call(1).await.unwrap().reuse());
+            yield_now().await;
+        }
+
+        assert_eq!(CLOCK_READS.get() - before, 0);
     }
 }

@@ -5,7 +5,7 @@ use std::{hash::Hash, mem::take, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    books::{Books, Given, Member, Ticket, Waiter},
+    books::{Books, Given, Member, Ticket},
     fates::{Gone, Refusal},
 };
 
@@ -107,18 +107,12 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             Given::Member { .. } | Given::Refused(..) => return,
         };
         waiter.given = Given::Refused(refusal, now);
-        self.after.wake(waiter.waker.take());
-        let struck = Waiter {
-            number: waiter.number,
-            target: waiter.target,
-            has_dialled: waiter.has_dialled,
-            waker: None,
-            given: Given::Nothing,
-            by: None,
-        };
-        self.strike(&struck);
+        let waker = waiter.waker.take();
+        let (target, number, has_dialled) = (waiter.target, waiter.number, waiter.has_dialled);
+        self.wake(waker);
+        self.strike(target, number, has_dialled);
         if let Some(dial) = unused {
-            self.dial_gone(struck.target, dial, now);
+            self.dial_gone(target, dial, now);
         }
     }
 
@@ -136,7 +130,8 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             self.queued -= usize::from(!waiter.has_dialled);
             waiter.has_dialled = true;
             waiter.given = Given::Place(dial);
-            self.after.wake(waiter.waker.take());
+            let waker = waiter.waker.take();
+            self.wake(waker);
         }
     }
 
@@ -188,7 +183,7 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             .targets
             .iter()
             .filter(|(at, _)| *at != but);
-        let oldest = others.filter_map(|(at, target)| Some((target.idle.front()?.since, at)));
+        let oldest = others.filter_map(|(at, target)| Some((target.idle.front()?.order, at)));
         let Some((_, at)) = oldest.min() else {
             return false;
         };

@@ -1,6 +1,6 @@
 //! Giving back: to whoever waits, to be idle, or for good.
 
-use std::{hash::Hash, mem::replace};
+use std::{hash::Hash, mem::replace, task::Waker};
 
 use tokio::time::Instant;
 
@@ -10,8 +10,15 @@ use super::{
 };
 
 impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
-    /// A connection comes back, or one that was dialled for nobody who still waits; `false` if it is not kept.
-    pub(super) fn give_back(&mut self, at: usize, member: C, now: Instant, is_fresh: bool) -> bool {
+    /// A connection comes back, or one that was dialled for nobody who still waits; `false` if it is not kept. The time
+    /// is asked for only if it matters.
+    pub(super) fn give_back(
+        &mut self,
+        at: usize,
+        member: C,
+        now: impl Fn() -> Instant,
+        is_fresh: bool,
+    ) -> bool {
         let target = &self.targets[at];
         let over = self.counts.open > self.limits.open || target.open > self.limits.open_per_target;
         let gone = if self.closed {
@@ -20,21 +27,29 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             Gone::Renewed
         } else if member
             .retires()
-            .is_some_and(|retires| retires <= now)
+            .is_some_and(|retires| retires <= now())
         {
             Gone::Age
         } else if over {
             Gone::Surplus
         } else if !target.waiting.is_empty() {
-            let handed = self.hand_over(at, member, now, is_fresh);
+            let handed = self.hand_over(at, member, now(), is_fresh);
             debug_assert!(handed.is_ok(), "somebody waits");
             return true;
         } else if target.idle.len() >= self.limits.idle_per_target {
             Gone::Surplus
-        } else if self.queued > 0 && self.is_wanted_elsewhere(at, now) {
+        } else if self.queued > 0 && self.is_wanted_elsewhere(at, now()) {
             Gone::Evicted
         } else {
-            self.keep_idle(at, member, now);
+            let order = self.number();
+            self.keep_idle(
+                at,
+                Idle {
+                    order,
+                    since: None,
+                    member,
+                },
+            );
             return true;
         };
         self.let_go(at, member, gone);
@@ -61,41 +76,58 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             at: now,
         };
         let unused = replace(&mut waiter.given, given);
-        self.after.wake(waiter.waker.take());
+        let waker = waiter.waker.take();
+        self.wake(waker);
         if let Given::Place(dial) = unused {
             self.dial_gone(at, dial, now);
         }
         Ok(())
     }
 
-    fn keep_idle(&mut self, at: usize, member: C, since: Instant) {
-        if self
-            .armed_since
-            .is_none_or(|armed| since < armed)
-        {
-            self.armed_since = Some(since);
-            let idle_for = self.limits.idle_for;
-            self.arm(idle_for.and_then(|idle_for| since.checked_add(idle_for)));
+    fn keep_idle(&mut self, at: usize, kept: Idle<C>) {
+        if kept.since.is_none() && !self.is_stamping {
+            self.is_stamping = true;
+            self.after.rouse = true;
         }
-        self.arm(member.retires());
+        self.arm(kept.member.retires());
         let idle = &mut self.targets[at].idle;
         match idle.back() {
             // It was only looked at.
-            Some(last) if last.since > since => {
-                let behind = idle.partition_point(|other| other.since <= since);
-                idle.insert(behind, Idle { since, member });
+            Some(last) if last.order > kept.order => {
+                let behind = idle.partition_point(|other| other.order < kept.order);
+                idle.insert(behind, kept);
             }
-            _ => idle.push_back(Idle { since, member }),
+            _ => idle.push_back(kept),
         }
         self.counts.idle += 1;
+    }
+
+    /// Says since when what has come to be idle has been so, which is now, or a moment before; `false` if there is none.
+    pub(super) fn stamp(&mut self, now: Instant) -> bool {
+        let mut stamped = false;
+        for (_, target) in &mut self.targets {
+            let idle = target.idle.iter_mut().rev();
+            for idle in idle.take_while(|idle| idle.since.is_none()) {
+                idle.since = Some(now);
+                stamped = true;
+            }
+        }
+        if stamped {
+            let idle_for = self.limits.idle_for;
+            self.arm(idle_for.and_then(|idle_for| now.checked_add(idle_for)));
+        }
+        stamped
     }
 
     /// One that was only looked at goes back to where it was.
     pub(super) fn put_back(&mut self, at: usize, idle: Idle<C>, now: Instant) {
         if self.closed || idle.member.round() != self.round || self.queued > 0 {
-            self.give_back(at, idle.member, now, false);
-        } else if let Err(member) = self.hand_over(at, idle.member, now, false) {
-            self.keep_idle(at, member, idle.since);
+            self.give_back(at, idle.member, || now, false);
+        } else if self.targets[at].waiting.is_empty() {
+            self.keep_idle(at, idle);
+        } else {
+            let handed = self.hand_over(at, idle.member, now, false);
+            debug_assert!(handed.is_ok(), "somebody waits");
         }
     }
 
@@ -125,6 +157,15 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
         if self.keeps_warm {
             // There may be room for one more of those.
             self.after.rouse = true;
+        }
+    }
+
+    /// To be woken without the lock.
+    pub(super) fn wake(&mut self, waker: Option<Waker>) {
+        if self.wake.is_none() {
+            self.wake = waker;
+        } else {
+            self.after.wakes.extend(waker);
         }
     }
 

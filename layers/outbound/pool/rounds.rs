@@ -1,6 +1,6 @@
 //! What the pool's own task does: what is due, and all that concerns every target.
 
-use std::hash::Hash;
+use std::{hash::Hash, time::Duration};
 
 use tokio::time::Instant;
 
@@ -18,12 +18,35 @@ pub(super) struct Warming {
 
 impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
     /// Whether there is something to do.
-    pub(super) fn is_due(&self, now: Instant) -> bool {
+    fn is_due(&self, now: Instant) -> bool {
         self.keeps_warm || self.armed.is_some_and(|due| due <= now)
     }
 
+    /// Everything that is to be done now; returns the dials to begin, and when to look next.
+    pub(super) fn tend(&mut self, now: Instant) -> (Vec<Warming>, Option<Instant>) {
+        if self.is_stamping && self.stamp_at.is_none_or(|at| at <= now) {
+            self.is_stamping = self.stamp(now);
+            let pause = self
+                .limits
+                .idle_for
+                .map_or(SELDOM, |idle_for| idle_for / STAMPS);
+            self.stamp_at = now
+                .checked_add(pause)
+                .filter(|_| self.is_stamping);
+        }
+        let warming = if self.is_due(now) {
+            self.go_round(now)
+        } else {
+            Vec::new()
+        };
+        // It looks now, and needs no call.
+        self.after.rouse = false;
+        let due = [self.armed, self.stamp_at].into_iter();
+        (warming, due.flatten().min())
+    }
+
     /// Does what is due, returns the dials to begin, and sets when to look next.
-    pub(super) fn go_round(&mut self, now: Instant) -> Vec<Warming> {
+    fn go_round(&mut self, now: Instant) -> Vec<Warming> {
         self.armed = None;
         self.refuse_the_late(now);
         let mut warming = Vec::new();
@@ -39,7 +62,7 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             let spare = target.idle.len() > target.warm;
             let oldest = target.idle.front().filter(|_| spare);
             let over = oldest.and_then(|idle| {
-                idle.since
+                idle.since?
                     .checked_add(self.limits.idle_for?)
             });
             sooner(over);
@@ -63,13 +86,10 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
         }
         for (_, waiter) in &self.waiters {
             if matches!(waiter.given, Given::Nothing | Given::Place(_)) {
-                sooner(waiter.by);
+                sooner(waiter.terms.by);
             }
         }
         self.armed = due;
-        self.armed_since = None;
-        // It looks now, and needs no call.
-        self.after.rouse = false;
         warming
     }
 
@@ -82,7 +102,12 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
 
     fn refuse_the_late(&mut self, now: Instant) {
         let waiters = self.waiters.iter();
-        let late = waiters.filter(|(_, waiter)| waiter.by.is_some_and(|by| by <= now));
+        let late = waiters.filter(|(_, waiter)| {
+            waiter
+                .terms
+                .by
+                .is_some_and(|by| by <= now)
+        });
         let late: Vec<_> = late
             .map(|(key, waiter)| (key, waiter.has_dialled))
             .collect();
@@ -99,8 +124,8 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
                 return;
             };
             let idle_for = self.limits.idle_for;
-            let is_over = |since: Instant| {
-                let over = idle_for.and_then(|idle_for| since.checked_add(idle_for));
+            let is_over = |since: Option<Instant>| {
+                let over = idle_for.and_then(|idle_for| since?.checked_add(idle_for));
                 over.is_some_and(|over| over <= now)
             };
             let spare = target.idle.len() > target.warm;
@@ -196,3 +221,9 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
         }
     }
 }
+
+/// A connection may stay idle longer than it should by one part in so many.
+const STAMPS: u32 = 64;
+
+/// Where nothing is closed for being idle.
+const SELDOM: Duration = Duration::from_secs(60);

@@ -10,7 +10,7 @@ use std::{
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
 use super::{
-    books::{After, Books, Counts, Idle, Ticket},
+    books::{After, Books, Counts, Ticket},
     dial::{Dial, Place},
     fates::{Gone, Refusal},
     handle::{Managed, Snapshot},
@@ -71,15 +71,14 @@ where
         let before = books.counts;
         let result = change(&mut books);
         let counts = books.counts;
-        let after = if books.after.is_empty() {
-            None
-        } else {
-            Some(std::mem::take(&mut books.after))
-        };
+        let (wake, after) = books.take_after();
         drop(books);
         self.metrics.moved(before, counts);
         if let Some(after) = after {
             self.clear_up(after);
+        }
+        if let Some(waker) = wake {
+            waker.wake();
         }
         result
     }
@@ -103,13 +102,12 @@ where
         }
     }
 
+    #[cold]
+    #[inline(never)]
     fn clear_up(&self, after: After<Pooled<I>, AbortHandle>) {
         // First what is closed: whoever is woken for its place must not meet it.
         if !after.closed.is_empty() {
             self.drop_closed(after.closed);
-        }
-        if let Some(waker) = after.wake {
-            waker.wake();
         }
         drop(after.outdated);
         for waker in after.wakes {
@@ -146,7 +144,6 @@ where
             self.let_go(pooled, gone);
             return false;
         }
-        let now = now();
         let (kept, stirred) = self.with(|books| {
             let watch = &pooled.record.watch;
             // Whoever was called before it is here has not found it.
@@ -165,15 +162,16 @@ where
     /// Looks at a connection that has stirred while it was idle.
     pub(super) fn look_at(&self, watch: &Arc<Watch>) {
         let found = self.with(|books| books.take_out(watch.target, watch.number));
-        let Some(Idle { since, mut member }) = found else {
+        let Some(mut idle) = found else {
             return;
         };
         watch.begin();
-        if let Err(gone) = listen(&mut member.conn, &member.record.waker) {
-            return self.let_go(member, gone);
+        let Pooled { conn, record } = &mut idle.member;
+        if let Err(gone) = listen(conn, &record.waker) {
+            return self.let_go(idle.member, gone);
         }
         let now = now();
-        self.with(|books| books.put_back(watch.target, Idle { since, member }, now));
+        self.with(|books| books.put_back(watch.target, idle, now));
         if watch.has_stirred() {
             watch.call();
         }
@@ -229,14 +227,7 @@ where
             self.look_at(&watch);
         }
         let now = now();
-        let (warming, due) = self.with(|books| {
-            let warming = if books.is_due(now) {
-                books.go_round(now)
-            } else {
-                Vec::new()
-            };
-            (warming, books.armed)
-        });
+        let (warming, due) = self.with(|books| books.tend(now));
         for Warming { target, dial } in warming {
             let recipe = lock(&self.recipes)
                 .get(&target)

@@ -117,10 +117,6 @@ impl<I: Io> Conn<PooledIo<I>> {
     ///
     /// The pool closes a connection that has failed, was shut down or came to its end; one on which bytes have
     /// arrived that nobody has read; one that has lived long enough; and any that there is no use for.
-    #[expect(
-        clippy::must_use_candidate,
-        reason = "a connection that is not kept is no failure"
-    )]
     pub fn reuse(self) -> bool {
         let (PooledIo { io, mut lease }, info) = self.into_parts();
         let Some(record) = lease.record.take() else {

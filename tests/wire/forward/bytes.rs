@@ -1,9 +1,14 @@
 //! All bytes arrive, whatever they go through.
 
-use std::time::Duration;
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpStream, UnixStream},
     time::sleep,
 };
@@ -13,6 +18,7 @@ use tower_net::{
     deadline::DeadlineLayer,
     error::BoxError,
     forward::{Forward, Tunnel},
+    io::Io,
     limit::ConnectionLimitLayer,
     meter::MeterLayer,
     throttle::{Rate, Rates, ThrottleLayer},
@@ -183,6 +189,59 @@ async fn a_reader_that_was_blocked_for_a_while_misses_nothing_in_either_directio
             assert_eq!(moved, SHORT as u64 + 1000);
         }
     }
+}
+
+/// Says that it takes pipes, and then takes none.
+struct Boaster(TcpStream);
+
+impl Io for Boaster {
+    fn takes_pipes(&self) -> bool {
+        true
+    }
+}
+
+impl AsyncRead for Boaster {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Boaster {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_in_a_pipe_is_not_lost_to_a_stream_that_takes_none() {
+    let mut proxy = Proxy::start(|to| {
+        let dial = service_fn(async |to: std::net::SocketAddr| {
+            let stream = TcpStream::connect(to).await?;
+            Ok::<_, BoxError>(Conn::new(Boaster(stream), to))
+        });
+        Forward::to(dial, to)
+    })
+    .await;
+
+    let tunnel = both_ways(&mut proxy, SHORT).await;
+
+    assert_eq!((tunnel.to_upstream(), tunnel.spliced()), (SHORT as u64, 0));
 }
 
 type Boxed = tower::util::BoxCloneService<Conn<TcpStream>, (), BoxError>;

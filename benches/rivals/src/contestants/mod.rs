@@ -5,6 +5,8 @@
 #[cfg(feature = "ours")]
 mod accept;
 mod bare;
+#[cfg(feature = "ours")]
+mod calls;
 mod epoll;
 #[cfg(feature = "ours")]
 mod forward;
@@ -74,6 +76,17 @@ const TLS: &[Contestant] = &[];
 #[cfg(not(feature = "ours"))]
 const WEB: &[Contestant] = &[];
 
+/// The servers of `rivals calls`, the baseline first.
+#[cfg(feature = "ours")]
+pub(crate) const CALLS: &[Contestant] = &[
+    Contestant::new("ours_rpc", |l| on_tokio(l, calls::ours)),
+    Contestant::new("tarpc", |l| on_tokio(l, calls::tarpc)),
+    Contestant::new("tonic", |l| on_tokio(l, calls::tonic)),
+];
+
+#[cfg(not(feature = "ours"))]
+const CALLS: &[Contestant] = &[];
+
 /// The servers of `rivals accept`, the baseline first.
 #[cfg(feature = "ours")]
 pub(crate) const ACCEPT: &[Contestant] = &[
@@ -128,6 +141,7 @@ pub(crate) fn find(name: &str) -> Result<&'static Contestant> {
         .chain(ACCEPT)
         .chain(WEB)
         .chain(FORWARD)
+        .chain(CALLS)
         .find(|contestant| contestant.name == name)
         .with_context(|| format!("no contestant `{name}`; there are: {}", known()))
 }

@@ -37,7 +37,7 @@ fn handshakes(args: &TlsArgs) -> Result<()> {
         pieces: args.handshakes,
         server_core: args.cores.server_core,
     };
-    let client = |server| {
+    let client = |_: &_, server| {
         let client = Client::new(args.resumed);
         // The first session is nobody's to resume, and what it sets up is not the others'.
         client.exchange(server)?;

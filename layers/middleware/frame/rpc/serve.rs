@@ -66,8 +66,9 @@ use crate::{
 ///
 /// # Readiness
 ///
-/// As [`FrameLayer`](crate::frame::FrameLayer): always ready itself, and the inner service is made ready for each request.
-/// While that is not, no cancel is seen either.
+/// As [`FrameLayer`](crate::frame::FrameLayer): always ready itself, and the inner service is made ready for each
+/// request. While that is not, no cancel is seen either; nor is one behind a full depth where replies keep their order,
+/// nor once the connection leaves.
 ///
 /// # Errors
 ///

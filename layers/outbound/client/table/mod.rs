@@ -11,7 +11,6 @@
 mod links;
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -20,7 +19,10 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use crate::{
-    base::time::now,
+    base::{
+        sync::{Mutex, MutexGuard, PoisonError},
+        time::now,
+    },
     conn::Deadline,
     middleware::frame::RpcFailure,
     outbound::{
