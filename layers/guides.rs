@@ -82,7 +82,7 @@
 /// | drips frames of HTTP/2 headers | never closed | `request_deadline` | `head_deadline`, 10 s |
 /// | sends HTTP/2's preface alone | never closed | `request_deadline` | `head_deadline`, 10 s |
 /// | drips a body that the handler wants whole | never closed | `request_deadline`; not over HTTP/2 | `handler_deadline`, 30 s: 503, then closed |
-/// | does not read the response | never closed | `write_stall`, 30 s; `min_rate`; over HTTP/2 `idle` | the same, over HTTP/2 as well |
+/// | does not read the response | never closed | `write_stall`, 30 s; `min_rate`; over HTTP/2 `idle`, which pings keep off | the same, over HTTP/2 as well |
 /// | keeps a connection and says nothing more | never closed | `idle`, 90 s | the same |
 /// | waits for a handler that takes longer than `idle` | answered | answered, if there is a `request_deadline` that is longer still | answered, by `handler_deadline` |
 /// | has a WebSocket, or a stream without end, in a drain | WebSockets dropped unseen, streams waited for without end | counted, cut after `drain_for` | the same, and told |

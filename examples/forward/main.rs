@@ -68,6 +68,8 @@ async fn start() -> Result<ExitCode, BoxError> {
 /// Where a connection goes, and on whose behalf.
 #[derive(Clone)]
 struct Route {
+    /// The same for all: lookups are bounded by it.
+    connect: TcpConnector,
     servers: Arc<[String]>,
     /// Which of them is tried first.
     first: usize,
@@ -81,7 +83,10 @@ async fn dial(route: Route) -> Result<Conn<TcpStream>, BoxError> {
     loop {
         let server = &route.servers[turn % route.servers.len()];
         let share = Deadline::current().remaining() / left;
-        let connecting = TcpConnector::new().oneshot(server.clone());
+        let connecting = route
+            .connect
+            .clone()
+            .oneshot(server.clone());
         let error: BoxError = match timeout(share, connecting).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => error.into(),
@@ -99,7 +104,9 @@ async fn dial(route: Route) -> Result<Conn<TcpStream>, BoxError> {
 async fn run(flags: Flags) -> Result<(Report, Tally), BoxError> {
     let servers: Arc<[String]> = flags.to.clone().into();
     let (announce, turn) = (flags.announce, AtomicUsize::new(0));
+    let connect = TcpConnector::new();
     let choose = move |client: &ConnInfo| Route {
+        connect: connect.clone(),
         servers: Arc::clone(&servers),
         first: turn.fetch_add(1, Relaxed),
         announce: announce.map(|version| Header::announcing(version, client)),

@@ -541,6 +541,23 @@ async fn a_peer_that_says_nothing_gets_no_more_calls_and_may_still_answer_those_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_peer_that_says_nothing_is_found_out_by_calls_that_give_up_before_the_next() {
+    let (client, mut peers) = client(Settings::default().call_deadline(millis(500)));
+    let first = sent(&client, "first").await;
+    let _silent = peers.next().await;
+    first.await.unwrap().unwrap_err();
+    // Twice the ten seconds at the most.
+    for _ in 0..14 {
+        sleep(secs(1)).await;
+        let call = sent(&client, "another").await;
+        call.await.unwrap().unwrap_err();
+    }
+
+    let another = tokio::time::timeout(millis(1), peers.next()).await;
+    assert!(another.is_ok(), "still the one that is silent");
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_says_anything_or_is_asked_nothing_is_not_silent() {
     let (client, mut peers) = client(Settings::default().call_deadline(Duration::MAX));
     let waiting = sent(&client, "waiting").await;

@@ -544,6 +544,53 @@ async fn a_broken_upstream_breaks_the_client_and_pretends_no_end() {
     assert_eq!(rest(&mut client).await, "half of it");
 }
 
+/// A stream whose writes break, and then say no more: what was here before is still read, and then it seems to end.
+struct WriteBreaks(Script);
+
+impl Io for WriteBreaks {}
+
+impl AsyncRead for WriteBreaks {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for WriteBreaks {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(ErrorKind::ConnectionReset.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_break_that_only_a_write_was_told_of_is_no_end_either() {
+    let upstream = Script::new()
+        .pause(secs(1))
+        .bytes("half of it")
+        .end();
+    let (far, mut client) = duplex(64);
+    let (info, served) = serve(far, forward(WriteBreaks(upstream)));
+    client.write_all(b"more").await.unwrap();
+
+    let error = soon(served).await.unwrap().unwrap_err();
+
+    let broken = find::<TunnelError>(&*error).unwrap();
+    assert_eq!(broken.side(), Side::Upstream);
+    assert_eq!(info.close_reason(), Some(CloseReason::Upstream));
+    assert_eq!(rest(&mut client).await, "half of it");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_broken_client_breaks_the_upstream() {
     let client = Script::new()

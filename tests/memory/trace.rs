@@ -1,13 +1,13 @@
 use std::{
     io,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use tower::{ServiceBuilder, service_fn};
 use tower_layer::Layer as _;
 use tower_net::{CloseReason, Conn, error::BoxError, io::Io, meter::MeterLayer, trace::TraceLayer};
 use tracing::{
-    Event, Id, Level, Subscriber,
+    Dispatch, Event, Id, Level, Subscriber,
     field::{Field, Visit},
     span::{Attributes, Record},
     subscriber::set_default,
@@ -154,6 +154,10 @@ pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Log {
     pub(crate) fn start() -> (Self, tracing::subscriber::DefaultGuard) {
+        // While there is but one subscriber, what is traced for the first time on a thread that has none is taken to
+        // interest nobody, on all threads.
+        static ANOTHER: OnceLock<Dispatch> = OnceLock::new();
+        ANOTHER.get_or_init(|| Dispatch::new(Registry::default()));
         let log = Self::default();
         let on = set_default(Registry::default().with(log.clone()));
         (log, on)

@@ -53,7 +53,8 @@ struct Settings {
 }
 
 impl TcpConnector {
-    /// With the system's resolver and default settings.
+    /// With the system's resolver and default settings. How many lookups there are at once is bounded for this
+    /// connector and its clones: make one and clone it.
     #[must_use]
     pub fn new() -> Self {
         Self::with_resolver(SystemResolver::default())

@@ -23,6 +23,8 @@ pub(super) struct Direction {
     /// The sink has turned out to take nothing from a pipe.
     refused: bool,
     unflushed: bool,
+    /// A write to the side that it reads from has broken for this: an end of that side is none.
+    doubt: Option<io::ErrorKind>,
     /// Waits for the side that it writes to.
     blocked: bool,
     read: u64,
@@ -57,11 +59,18 @@ impl Direction {
             much: false,
             refused: false,
             unflushed: false,
+            doubt: None,
             blocked: false,
             read: 0,
             written: 0,
             spliced: 0,
         }
+    }
+
+    /// The side that it reads from broke, which whoever wrote to it was told, and no read will be: that says after what
+    /// is still there that it is the end.
+    pub(super) fn doubt(&mut self, broke: io::ErrorKind) {
+        self.doubt = Some(broke);
     }
 
     /// Nothing more will be moved.
@@ -160,6 +169,9 @@ impl Direction {
     }
 
     fn see_end(&mut self) -> Poll<Result<(), Broken>> {
+        if let Some(broke) = self.doubt {
+            return Poll::Ready(Err(Broken::Source(broke.into())));
+        }
         self.stage = DirectionStage::Ending;
         self.rest();
         // It is not needed again.
@@ -223,6 +235,7 @@ impl Direction {
             if let Some(pipe) = &mut self.pipe {
                 match ready!(sink.poll_write_pipe(cx, pipe)) {
                     Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                        self.refused = true;
                         // They are there all the same.
                         self.buffer
                             .fill(|room| pipe.read(room))?;

@@ -1,7 +1,7 @@
 //! One tunnel, from the dial to its end.
 
 use std::{
-    mem,
+    io, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -11,7 +11,7 @@ use std::{
 use crate::{
     base::{
         error::BoxError,
-        io::{Io, Linger, Lingered, linger},
+        io::{Io, Linger, Lingered, has_unread, linger},
         time::{FOREVER, Timer},
     },
     conn::{
@@ -312,9 +312,14 @@ impl<I: Io, O: Io> Relay<I, O> {
             }
             Broken::Sink(error) => {
                 self.tunnel.ends(sink);
-                match sink {
-                    Side::Client => self.down.fail(),
-                    Side::Upstream => self.up.fail(),
+                let (to, from) = match sink {
+                    Side::Client => (&mut self.down, &mut self.up),
+                    Side::Upstream => (&mut self.up, &mut self.down),
+                };
+                to.fail();
+                // A pipe that is broken follows an end that was one; anything else the kernel says but once.
+                if error.kind() != io::ErrorKind::BrokenPipe {
+                    from.doubt(error.kind());
                 }
                 self.broken
                     .get_or_insert_with(|| TunnelError::new(sink, error));
@@ -413,6 +418,9 @@ impl<I: Io, O: Io> Relay<I, O> {
         leaving == Some(CloseReason::Reclaimed)
             && self.up.blocked_at().is_none()
             && self.down.blocked_at().is_none()
+            // The runtime, which may be behind just then, need not have told yet.
+            && !client.is_some_and(has_unread)
+            && !has_unread(&self.upstream)
     }
 
     /// Whether one side has said all it had to say, or can hear no more.

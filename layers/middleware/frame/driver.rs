@@ -169,6 +169,8 @@ where
                 continue;
             }
             self.say_last();
+            // Before a reply goes out, which tells its peer how far we are.
+            self.info.waits.busy.set(self.is_busy());
             let conn = self
                 .conn
                 .as_mut()

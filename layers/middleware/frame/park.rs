@@ -155,16 +155,19 @@ where
         }
     }
 
+    /// A request is being worked on, or the end.
+    #[inline]
+    pub(super) fn is_busy(&self) -> bool {
+        !self.flight.is_empty() || self.waiting.is_some() || self.ending.is_some()
+    }
+
     /// Notes what is waited for, and gives back what is not needed meanwhile.
     pub(super) fn park(&mut self) {
         let mut clock = None;
         let mut now = || *clock.get_or_insert_with(now);
         let (info, waits) = (&self.info, &self.info.waits);
         let framing = &self.shared.framing;
-        let handling = !self.flight.is_empty() || self.waiting.is_some();
-        waits
-            .busy
-            .set(handling || self.ending.is_some());
+        waits.busy.set(self.is_busy());
 
         let receiving = !self.input.is_empty() && self.wants_input();
         waits.receiving.set(receiving);

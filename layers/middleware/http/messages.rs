@@ -1,19 +1,19 @@
 //! Where a request of HTTP/1 begins.
 
-use memchr::memmem;
+use memchr::memchr;
 
 use crate::middleware::http::progress::BodyLength;
 
 /// Follows the bytes of HTTP/1, and says whether those of a head are here that hyper has not taken.
 ///
 /// Where a head ends hyper says when it takes the request, and how long the body is. How much of the body was here by
-/// then it does not say: that is found by the empty line that ends a head, if whatever was read ends or continues with it.
-/// Where that cannot be known, what comes is taken to be the body, which has no deadline here, rather than the next head.
+/// then it does not say: that is found by the empty line that ends a head. Where it cannot be known, as of requests in
+/// line, what comes is taken to be the body, which has no deadline here, rather than the next head.
 #[derive(Debug)]
 pub(super) struct Messages {
     begun: bool,
-    /// A head is here in part that a body may follow.
-    seeking: bool,
+    /// Where the head that is here in part has got to, if its end is looked for.
+    line: Option<Line>,
     /// What was read behind the end of that head, if it was found.
     beyond: Option<u64>,
     /// How much of the body of the last request is still to come.
@@ -22,11 +22,47 @@ pub(super) struct Messages {
     last: u64,
 }
 
+/// Where in its line a head is. A line ends with LF, as hyper has it (RFC 9112, section 2.2).
+#[derive(Debug, Clone, Copy)]
+enum Line {
+    /// Before the first, where empty ones are ignored.
+    Before,
+    /// At its beginning.
+    New,
+    /// At its beginning, but for a CR.
+    Return,
+    Inside,
+}
+
+impl Line {
+    /// Goes on with `bytes`, up to the end of the head if it is there: how many they were.
+    fn find_end(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        loop {
+            let next = bytes.get(at).copied();
+            match (*self, next?) {
+                (Self::New | Self::Return, b'\n') => return Some(at + 1),
+                (Self::New, b'\r') => *self = Self::Return,
+                (Self::Before, b'\r' | b'\n') => {}
+                _ => {
+                    let Some(rest) = memchr(b'\n', &bytes[at..]) else {
+                        *self = Self::Inside;
+                        return None;
+                    };
+                    *self = Self::New;
+                    at += rest;
+                }
+            }
+            at += 1;
+        }
+    }
+}
+
 impl Messages {
     pub(super) fn new() -> Self {
         Self {
             begun: false,
-            seeking: false,
+            line: None,
             beyond: None,
             body: 0,
             last: 0,
@@ -38,13 +74,12 @@ impl Messages {
     }
 
     pub(super) fn read(&mut self, mut bytes: &[u8]) {
-        let Some(first) = bytes.first() else {
+        if bytes.is_empty() {
             return;
-        };
+        }
         if !self.begun && self.body == 0 {
             self.begun = true;
-            // Those have no body, as good as always.
-            self.seeking = !matches!(first, b'G' | b'H' | b'O');
+            self.line = Some(Line::Before);
         }
         self.note_last(bytes);
         if self.body > 0 {
@@ -57,9 +92,9 @@ impl Messages {
         let length = bytes.len() as u64;
         if let Some(beyond) = &mut self.beyond {
             *beyond += length;
-        } else if self.seeking {
-            let end = memmem::find(bytes, END_OF_HEAD);
-            self.beyond = end.map(|end| length - (end + END_OF_HEAD.len()) as u64);
+        } else if let Some(line) = &mut self.line {
+            let end = line.find_end(bytes);
+            self.beyond = end.map(|end| length - end as u64);
         }
     }
 
@@ -80,7 +115,7 @@ impl Messages {
     pub(super) fn take(&mut self, body: BodyLength) {
         let beyond = self.beyond.take();
         let known = beyond.unwrap_or(0);
-        self.seeking = false;
+        self.line = None;
         // What is here in part does not end as a head does.
         let has_more = !self.ends_with(END_OF_HEAD) && !self.ends_with(b"\n\n");
         (self.body, self.begun) = match body {
@@ -142,6 +177,28 @@ mod tests {
                 messages.has_begun()
             })
             .collect()
+    }
+
+    #[test]
+    fn what_has_come_of_a_body_is_known_whatever_the_method_the_lines_and_the_pieces() {
+        let heads: [&[u8]; 4] = [
+            b"GET / HTTP/1.1\r\ncontent-length: 4\r\n\r\nbody",
+            b"POST / HTTP/1.1\ncontent-length: 4\n\nbody",
+            b"PUT / HTTP/1.1\r\ncontent-length: 4\n\r\nbody",
+            b"\r\n\r\nPOST / HTTP/1.1\r\ncontent-length: 4\r\n\r\nbody",
+        ];
+        for head in heads {
+            for cut in 0..head.len() {
+                let mut messages = Messages::new();
+                messages.read(&head[..cut]);
+                messages.read(&head[cut..]);
+                messages.take(BodyLength::Known(4));
+                assert!(!messages.has_begun(), "{cut}");
+                // The next, from its first byte on.
+                messages.read(b"G");
+                assert!(messages.has_begun(), "{cut}");
+            }
+        }
     }
 
     #[test]

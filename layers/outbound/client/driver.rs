@@ -47,6 +47,8 @@ pub(super) struct Driver<I, P, Q, R> {
     heard: Vec<Answer<R>>,
     /// A reply has come.
     used: bool,
+    /// A call was sent, and nothing was heard since.
+    owed: bool,
     /// It takes no more calls.
     leaving: bool,
     /// Why the peer ends the connection, if it said so.
@@ -76,6 +78,7 @@ where
             flight: Flight::new(P::HAS_IDS),
             heard: Vec::new(),
             used: false,
+            owed: false,
             leaving: false,
             told: None,
             stall: Stall::new(),
@@ -126,6 +129,7 @@ where
             match self.input.poll_read(cx, &mut self.conn) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(self.ended()),
                 Poll::Ready(Ok(_)) => {
+                    self.owed = false;
                     self.silence.break_off();
                     self.hear(false)?;
                 }
@@ -178,6 +182,7 @@ where
                 Ok(()) => {
                     self.output.finish();
                     let reused = self.used;
+                    self.owed = true;
                     self.flight.insert(Sent {
                         key,
                         id,
@@ -306,7 +311,8 @@ where
     fn poll_timers(&mut self, cx: &mut Context<'_>) -> Poll<Disconnected> {
         let settings = &self.shared.settings;
         let (silence, write_stall) = (settings.silence, settings.write_stall);
-        if self.flight.is_idle() || self.leaving {
+        // Also of a call that nobody waits for any more an answer was due: else short deadlines would hide a dead peer.
+        if !self.owed || self.leaving {
             self.silence.break_off();
         } else if self
             .silence

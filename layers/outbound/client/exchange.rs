@@ -13,6 +13,7 @@ use tokio_util::io::poll_read_buf;
 
 use crate::{
     base::error::BoxError,
+    middleware::frame::RpcCode,
     outbound::client::{CallError, Disconnected, Heard, Lease, Protocol, Unasked},
 };
 
@@ -60,8 +61,18 @@ impl<L: Lease> Exchange<L> {
             match protocol.hear(&mut self.input, self.ended) {
                 Ok(None) => {}
                 Ok(Some(Heard::Answer { id, answer })) if id.is_none_or(|id| id == self.id) => {
-                    let is_clean =
-                        self.is_flushed && self.input.is_empty() && !self.ended && !self.leaving;
+                    // Of an answer that was not read to its end, the rest is still to come.
+                    let is_whole = answer
+                        .as_ref()
+                        .err()
+                        .is_none_or(|failure| {
+                            !matches!(failure.code(), RpcCode::Oversize | RpcCode::NotUnderstood)
+                        });
+                    let is_clean = is_whole
+                        && self.is_flushed
+                        && self.input.is_empty()
+                        && !self.ended
+                        && !self.leaving;
                     return Poll::Ready(Ok((answer.map_err(CallError::failed), is_clean)));
                 }
                 Ok(Some(Heard::Answer { id, .. })) => {

@@ -252,7 +252,10 @@ impl<I> Incoming<I> {
     /// [here](Self::with_graceful_shutdown), so that nobody in the queue is lost to it:
     ///
     /// ```no_run
+    /// # #![allow(dead_code)]
+    /// # #[cfg(feature = "axum")]
     /// # use tower_net::{Server, listen::Tcp};
+    /// # #[cfg(feature = "axum")]
     /// # use tower_layer::Identity;
     /// # async fn signal() {}
     /// # #[cfg(feature = "axum")]
