@@ -158,13 +158,14 @@ impl ConnInfo {
         now().saturating_duration_since(self.accepted_at)
     }
 
-    /// Bytes received so far, as the outermost meter of the stack sees them; zero without one.
+    /// Bytes received so far, as the outermost meter of the stack sees them; zero without one. Of a connection of ours,
+    /// which meters are layered around as it is made, it is the innermost.
     #[must_use]
     pub fn bytes_read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
 
-    /// Bytes sent so far, as the outermost meter of the stack sees them; zero without one.
+    /// Bytes sent so far, as [`bytes_read`](Self::bytes_read) has those received.
     #[must_use]
     pub fn bytes_written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)

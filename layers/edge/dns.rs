@@ -13,7 +13,8 @@
 //! ```
 //!
 //! Addresses of both families are asked for at once. Those of IPv6 come first, as RFC 8305 (section 4) has it: where IPv6
-//! leads nowhere, a connector is told so at once, or loses a quarter of a second.
+//! leads nowhere, a connector is told so at once, or loses a quarter of a second. Both answers are waited for, though: a
+//! name server that does not answer for one family costs each lookup its time.
 //!
 //! | what | bound, unless you give a resolver of your own |
 //! |---|---|

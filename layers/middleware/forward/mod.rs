@@ -44,8 +44,10 @@
 //! | both are silent, and the process is short of something | is over | closed | closed | [`Reclaimed`] |
 //! | the future is dropped: a drain's cut, an abort | is over | reset | reset | whose it was |
 //!
-//! So no end is made up that was none: whoever is told that all is sent has been sent all. When somebody can no longer be
-//! written to, what it has still to say is read and passed on first.
+//! So between sockets no end is made up that was none: whoever is told that all is sent has been sent all. When somebody
+//! can no longer be written to, what it has still to say is read and passed on first. A TLS peer that closes without a
+//! goodbye is taken to have ended, though somebody on the way may have cut it short. A reset is seen by whoever reads or
+//! writes: a side that is not read from, since the other takes nothing, is found out by `write_stall` or `half_close`.
 //!
 //! A notice to leave changes nothing but for that: nobody but its two ends knows when a tunnel has said all. It goes on until it ends
 //! by itself or is cut with the rest of the drain, which the server's report counts.
@@ -54,7 +56,7 @@
 //!
 //! | [`Timeouts`] | default | begins | reset by | because |
 //! |---|---|---|---|---|
-//! | `connect` | 5 s | at accept | nothing | a lost SYN is sent again after 1 s and 3 s |
+//! | `connect` | 5 s | when the service is called | nothing | a lost SYN is sent again after 1 s and 3 s |
 //! | `idle` | 1 h | when nothing moves | any byte, either way | connections may be idle on purpose, but an end that was lost must not be for ever |
 //! | `half_close` | 60 s | at the first end | any byte | as long as the kernel keeps an end that waits for the other |
 //! | `write_stall` | 30 s | when a write has to wait | any byte written | longer than any pause of a peer that will go on |

@@ -77,7 +77,7 @@ impl Tunnel {
         &self.facts.upstream
     }
 
-    /// How long the upstream took to be connected.
+    /// How long after its accept the client's upstream was connected: what came before, a TLS handshake say, is part of it.
     #[must_use]
     pub fn connected_in(&self) -> Duration {
         self.facts.connected_in

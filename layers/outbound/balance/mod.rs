@@ -31,7 +31,8 @@
 //! A client that [keeps connected](crate::client::Settings::keep_connected), as those of
 //! [`MakeClient`](crate::client::MakeClient) do, is not ready while its peer is not there, and so it is not chosen; it
 //! goes on trying, with growing pauses, and is chosen again once it is connected. So of three peers one of which is dead
-//! no call meets the dead one. What a peer that dies had begun with may have been done, and fails; what it had not moves
+//! no call meets the dead one, but for the first after it has ended while nothing was under way, which is taken to
+//! another as long as there is a budget for it. What a peer that dies had begun with may have been done, and fails; what it had not moves
 //! to another. One that [refuses](crate::client::CallError::is_retryable) is left alone [for a moment](Resting), and the call
 //! is taken elsewhere. A peer that answers quickly that it fails is quick, though: whether that makes it a bad one, only
 //! the service knows.

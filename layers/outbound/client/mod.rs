@@ -50,10 +50,14 @@
 //!
 //! # What is done twice
 //!
-//! A call is made a second time, once, if nobody can have begun with the first attempt and a new connection may do
-//! better: not a byte of it was written to a connection that had served others before, or the peer
-//! [refused](crate::frame::RpcCode::Refused) it on such a one. And only as long as the [budget](RetryBudget) for it lasts.
-//! (A call that a leaving peer has not taken has not failed: it just goes to the next connection.) All other failures are the caller's to judge: [`CallError::never_started`].
+//! A call is made a second time, once, if nobody can have begun with the first attempt: not a byte of it was written to a
+//! connection that had served others before, or the peer [refused](crate::frame::RpcCode::Refused) it on such a one, which
+//! may be the one that it goes to again. And only as long as the [budget](RetryBudget) for it lasts. (A call that a leaving
+//! peer has not taken has not failed: it goes to the next connection, however often that happens within its deadline.) All
+//! other failures are the caller's to judge: [`CallError::never_started`].
+//!
+//! What was written is what the stream says it took. One that may take bytes and fail in the same write, as TLS can, says
+//! less: calls that must not be made twice are better not made over it with a budget.
 //!
 //! # How it ends
 //!

@@ -77,8 +77,8 @@ where
     I: Io,
 {
     /// Keeps so many connections to `target` idle, so that a burst need not wait for dials: the pool opens what is
-    /// missing by itself, as long as there are places that nobody waits for, pausing after a failure. They are not
-    /// closed for being idle. Zero ends it.
+    /// missing by itself, as long as there are places that nobody waits for, pausing after a dial that failed: not
+    /// after a connection that was accepted and closed at once. They are not closed for being idle. Zero ends it.
     ///
     /// # Errors
     ///

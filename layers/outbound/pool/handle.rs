@@ -20,8 +20,8 @@ impl PoolHandle {
         self.pool.snapshot()
     }
 
-    /// Closes the pool for good: what is idle there and then, what is in use when it comes back; dials are called
-    /// off, and whoever waits or comes later is refused with [`PoolCause::Closed`](crate::pool::PoolCause::Closed).
+    /// Closes the pool for good: what is idle there and then, what is in use when it comes back; dials that have
+    /// begun are called off, and whoever waits or comes later is refused with [`PoolCause::Closed`](crate::pool::PoolCause::Closed).
     pub fn close(&self) {
         self.pool.close();
     }

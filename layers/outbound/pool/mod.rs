@@ -57,7 +57,10 @@
 //! One deadline covers all of it, however many connections turn out to be dead: [`Pooling::within`], or the
 //! [`Deadline`](crate::Deadline) of the caller's request if that is earlier. It does not cover the dial, which has
 //! [a limit of its own](Pooling::dial_within) and goes on when its caller has left: else callers with little time
-//! would never get a connection at all.
+//! would never get a connection at all. The pool's own task keeps these deadlines, so they pass only while the runtime
+//! of the pool runs.
+//!
+//! At the total, whoever waits for a target that is given a connection back comes before those who wait for others.
 //!
 //! # What comes back
 //!
