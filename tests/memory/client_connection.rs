@@ -1,6 +1,10 @@
 //! How a client comes by its connections, and loses them.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::{
@@ -10,13 +14,14 @@ use tokio::{
 use tokio_test::{assert_pending, assert_ready, assert_ready_ok, task};
 use tower::Service;
 use tower_net::{
-    Deadline,
+    Conn, Deadline,
     budget::Phase,
     client::{
         CallCause, CallError, Client, Disconnected, InOrder, MakeClient, RetryBudget, Settings,
     },
     error::find,
     frame::{LengthDelimited, RpcCode, RpcFailure, RpcFrame},
+    io::OpaqueIo,
 };
 
 use crate::{
@@ -129,13 +134,13 @@ async fn an_attempt_that_hangs_ends_by_itself_and_the_next_one_is_made() {
     let settings = Settings::default()
         .connect_deadline(secs(2))
         .fail_fast();
-    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = Arc::new(Mutex::new(Vec::new()));
     let see = seen.clone();
     let hangs = tower::service_fn(move |()| {
         see.lock()
             .unwrap()
             .push(Deadline::current());
-        std::future::pending::<io::Result<tower_net::Conn<tokio::io::DuplexStream>>>()
+        std::future::pending::<io::Result<Conn<tokio::io::DuplexStream>>>()
     });
     let due = Deadline::within(secs(2));
     let client = Client::with_settings(settings, hangs, ()).unwrap();
@@ -176,7 +181,7 @@ async fn a_connector_that_panics_fails_those_who_wait() {
         if true {
             panic!("told to panic");
         }
-        Ok::<_, io::Error>(tower_net::Conn::new(tokio::io::duplex(1).0, ()))
+        Ok::<_, io::Error>(Conn::new(tokio::io::duplex(1).0, ()))
     });
     let client = Client::new(panics, ());
 
@@ -792,5 +797,63 @@ async fn in_order_a_reply_that_nobody_asked_for_ends_the_connection() {
     assert_eq!(
         io.read_u8().await.unwrap_err().kind(),
         io::ErrorKind::UnexpectedEof
+    );
+}
+
+// === Nothing can be written any more
+
+/// A client of a peer that takes the first call, and to which nothing can be written then. `more` is what it does behind
+/// that; it is reached only once.
+fn breaking(more: impl FnOnce(&mut tokio_test::io::Builder)) -> Client {
+    let mut script = tokio_test::io::Builder::new();
+    script
+        .write(b"\0\0\0\x01x")
+        .write_error(io::ErrorKind::BrokenPipe.into());
+    more(&mut script);
+    let only = Arc::new(Mutex::new(Some(script.build())));
+    let connect = tower::service_fn(move |()| {
+        let next = only.lock().unwrap().take();
+        let conn = next.map(|io| Conn::new(OpaqueIo::new(io), ()));
+        std::future::ready(conn.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionRefused)))
+    });
+    let protocol = InOrder::new(LengthDelimited::max_frame(1024));
+    let settings = Settings::default().fail_fast();
+    Client::with_protocol(protocol, settings, connect, ()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_was_on_its_way_when_writing_failed_is_heard() {
+    // The runtime hears of it later than of the failure.
+    let client = breaking(|peer| {
+        peer.wait(millis(1))
+            .read(b"\0\0\0\x02ok");
+    });
+
+    let first = sent(&client, "x").await;
+    let second = sent(&client, "y").await;
+
+    assert_eq!(first.await.unwrap().unwrap(), "ok");
+    let error = second.await.unwrap().unwrap_err();
+    let cause = find::<io::Error>(&error).unwrap();
+    assert_eq!(cause.kind(), io::ErrorKind::BrokenPipe);
+    assert!(error.never_started(), "{error:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_neither_takes_nor_ends_is_given_up_after_a_second() {
+    let client = breaking(|peer| {
+        peer.wait(secs(3600));
+    });
+    let first = sent(&client, "x").await;
+    let begun = Instant::now();
+    let second = sent(&client, "y").await;
+
+    let first = first.await.unwrap().unwrap_err();
+    let second = second.await.unwrap().unwrap_err();
+
+    assert_eq!(begun.elapsed(), secs(1));
+    assert_eq!(
+        [first.never_started(), second.never_started()],
+        [false, true]
     );
 }

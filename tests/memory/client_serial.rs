@@ -21,6 +21,7 @@ use tower_net::{
     budget::Phase,
     client::{CallCause, InOrder, Lease, RetryBudget, Serial, Settings, Unpooled},
     frame::{LengthDelimited, RpcCode, RpcCodec, RpcFailure, RpcFrame},
+    io::OpaqueIo,
     pool::{PoolLayer, Pooling},
 };
 
@@ -444,4 +445,37 @@ async fn exchanges_share_the_connections_of_a_pool() {
         serial.connector().handle().snapshot()
     };
     assert_eq!((snapshot.open(), snapshot.idle()), (1, 1));
+}
+
+// === Nothing can be written any more
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_to_half_a_call_is_heard_although_the_rest_cannot_be_written() {
+    // The peer has seen enough, and its answer is heard of later than that it takes no more.
+    let script = |answer: &[u8]| {
+        tokio_test::io::Builder::new()
+            .write(b"\0\0\0\x05he")
+            .write_error(io::ErrorKind::BrokenPipe.into())
+            .wait(millis(1))
+            .read(answer)
+            .build()
+    };
+    for (answer, heard) in [(&b"\0\0\0\x02no"[..], Some("no")), (b"", None)] {
+        let only = Arc::new(Mutex::new(Some(script(answer))));
+        let connect = service_fn(move |()| {
+            let io = only.lock().unwrap().take();
+            let conn = io.map(|io| Conn::new(OpaqueIo::new(io), ()));
+            std::future::ready(conn.ok_or_else(|| io::Error::other("there is one only")))
+        });
+        let protocol = InOrder::new(LengthDelimited::max_frame(1024));
+        let connector = Unpooled::new(connect);
+        let serial = Serial::with_protocol(protocol, Settings::default(), connector, ()).unwrap();
+
+        let outcome = serial.send(text("hello")).await;
+
+        match heard {
+            Some(heard) => assert_eq!(outcome.unwrap(), heard),
+            None => assert!(!outcome.unwrap_err().never_started()),
+        }
+    }
 }

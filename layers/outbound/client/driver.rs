@@ -4,10 +4,12 @@
 //!
 //! - Before it parks, every call that there was room for has been encoded and offered to the stream, in one write.
 //! - It looks into the table with its waker left there, so that whatever is put in afterwards wakes it.
+//! - Where writing has failed it takes no more calls, and reads on: what the peer answered before it went may still be
+//!   on its way. The read side ends soon after, or is given up after [`HEAR_OUT`].
 //! - Memory: what one read brings, one partial frame, `high_water` bytes and one call, a cancel for each call in flight.
 
 use std::{
-    io::ErrorKind,
+    io::{Error, ErrorKind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -31,7 +33,7 @@ use crate::{
             protocol::{Heard, Protocol},
             shared::Shared,
             table::{Answer, End, Fate, Lost, lock},
-            timers::{Silence, Stall},
+            timers::{HEAR_OUT, Silence, Stall},
         },
     },
 };
@@ -53,6 +55,8 @@ pub(super) struct Driver<I, P, Q, R> {
     leaving: bool,
     /// Why the peer ends the connection, if it said so.
     told: Option<RpcFailure>,
+    /// Why nothing can be written any more.
+    broken: Option<Error>,
     stall: Stall,
     silence: Silence,
 }
@@ -81,6 +85,7 @@ where
             owed: false,
             leaving: false,
             told: None,
+            broken: None,
             stall: Stall::new(),
             silence: Silence::new(),
         }
@@ -104,18 +109,9 @@ where
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Disconnected>> {
         let (mut clock, mut reads) = (None, 0);
         loop {
-            let alone = self.take(cx, &mut clock);
+            let alone = self.broken.is_none() && self.take(cx, &mut clock);
             let was_full = self.is_full();
-            if let Poll::Ready(Err(error)) = self
-                .output
-                .poll_write(cx, &mut self.conn)
-            {
-                // What the peer said before it went may still be here.
-                return Poll::Ready(
-                    self.hear_out(cx)
-                        .and(Err(Disconnected::Io(error))),
-                );
-            }
+            self.write(cx);
             if was_full && !self.is_full() {
                 continue;
             }
@@ -141,11 +137,28 @@ where
             }
             reads += 1;
         }
+        if self.broken.is_some() {
+            let fruitless = !self.used;
+            self.leave(&End::Leaving { fruitless });
+        }
         self.input.park();
         self.output.park();
         let stalled = ready!(self.poll_timers(cx));
         reset_on_drop(&self.conn, self.conn.info());
         Poll::Ready(Err(stalled))
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>) {
+        if self.broken.is_some() {
+            return;
+        }
+        let written = self
+            .output
+            .poll_write(cx, &mut self.conn);
+        if let Poll::Ready(Err(error)) = written {
+            self.broken = Some(error);
+            self.stall.clear();
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -293,22 +306,24 @@ where
         if self.flight.is_idle() && self.told.is_none() {
             return Ok(());
         }
-        Err(Disconnected::Ended)
+        Err(self.end())
     }
 
-    /// Writing has failed: reads what is left.
-    fn hear_out(&mut self, cx: &mut Context<'_>) -> Result<(), Disconnected> {
-        for _ in 0..READS_A_POLL {
-            match self.input.poll_read(cx, &mut self.conn) {
-                Poll::Ready(Ok(read)) if read > 0 => self.hear(false)?,
-                _ => break,
-            }
-        }
-        Ok(())
+    /// Why it is over, where reading says nothing else.
+    fn end(&mut self) -> Disconnected {
+        let broken = self.broken.take();
+        broken.map_or(Disconnected::Ended, Disconnected::Io)
     }
 
     /// Ready when the peer has taken nothing for too long. One that says nothing gets no more calls.
     fn poll_timers(&mut self, cx: &mut Context<'_>) -> Poll<Disconnected> {
+        if self.broken.is_some() {
+            ready!(
+                self.stall
+                    .poll(self.output.written(), HEAR_OUT, cx)
+            );
+            return Poll::Ready(self.end());
+        }
         let settings = &self.shared.settings;
         let (silence, write_stall) = (settings.silence, settings.write_stall);
         // Also of a call that nobody waits for any more an answer was due: else short deadlines would hide a dead peer.

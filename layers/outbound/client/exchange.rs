@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::BytesMut;
@@ -14,7 +14,10 @@ use tokio_util::io::poll_read_buf;
 use crate::{
     base::error::BoxError,
     middleware::frame::RpcCode,
-    outbound::client::{CallError, Disconnected, Heard, Lease, Protocol, Unasked},
+    outbound::client::{
+        CallError, Disconnected, Heard, Lease, Protocol, Unasked,
+        timers::{HEAR_OUT, Stall},
+    },
 };
 
 /// One call on a connection that it has for itself.
@@ -27,6 +30,8 @@ pub(super) struct Exchange<L> {
     pub(super) sent: usize,
     is_flushed: bool,
     input: BytesMut,
+    /// Why nothing can be written any more, and for how long the answer is waited for in spite of it.
+    broken: Option<(Error, Stall)>,
     ended: bool,
     leaving: bool,
 }
@@ -45,18 +50,22 @@ impl<L: Lease> Exchange<L> {
             sent: 0,
             is_flushed: false,
             input: BytesMut::new(),
+            broken: None,
             ended: false,
             leaving: false,
         }
     }
 
-    /// Writes the call and reads the answer; a peer that answers early is heard.
+    /// Writes the call and reads the answer; a peer that answers early is heard, and so is one that takes no more.
     pub(super) fn poll<Q, P: Protocol<Q>>(
         &mut self,
         protocol: &mut P,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Outcome<P::Reply>, Disconnected>> {
-        let mut broken = self.poll_write(cx).err();
+        if self.broken.is_none() {
+            let failed = self.poll_write(cx).err();
+            self.broken = failed.map(|error| (error, Stall::new()));
+        }
         loop {
             match protocol.hear(&mut self.input, self.ended) {
                 Ok(None) => {}
@@ -93,8 +102,7 @@ impl<L: Lease> Exchange<L> {
                 Err(error) => return Poll::Ready(Err(Disconnected::Protocol(error))),
             }
             if self.ended {
-                let end = broken.map_or(Disconnected::Ended, Disconnected::Io);
-                return Poll::Ready(Err(end));
+                return Poll::Ready(Err(self.end()));
             }
             if self.input.capacity() - self.input.len() < ENOUGH {
                 // By what has come, never by what is announced.
@@ -109,13 +117,23 @@ impl<L: Lease> Exchange<L> {
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Disconnected::Io(error))),
                 Poll::Pending => {
-                    return match broken.take() {
-                        Some(error) => Poll::Ready(Err(Disconnected::Io(error))),
-                        None => Poll::Pending,
-                    };
+                    if let Some((_, patience)) = &mut self.broken {
+                        // Nobody answers what nobody has a byte of.
+                        if self.sent > 0 {
+                            ready!(patience.poll(0, HEAR_OUT, cx));
+                        }
+                        return Poll::Ready(Err(self.end()));
+                    }
+                    return Poll::Pending;
                 }
             }
         }
+    }
+
+    /// Why it is over, where reading says nothing else.
+    fn end(&mut self) -> Disconnected {
+        let broken = self.broken.take();
+        broken.map_or(Disconnected::Ended, |(error, _)| Disconnected::Io(error))
     }
 
     /// Writes as much as there is room for.

@@ -9,6 +9,7 @@ use std::{
 use crate::base::time::{Timer, later, now};
 
 /// How long the peer has taken nothing.
+#[derive(Debug)]
 pub(super) struct Stall {
     timer: Pin<Box<Timer>>,
     /// What was written when the timer was set.
@@ -81,3 +82,7 @@ impl Silence {
         }
     }
 }
+
+/// For the last answers of a peer to which nothing can be written any more. They were under way when that was found out,
+/// and so is the end behind them.
+pub(super) const HEAR_OUT: Duration = Duration::from_secs(1);
