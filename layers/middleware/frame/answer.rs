@@ -38,21 +38,28 @@ where
         }
     }
 
+    #[inline]
     pub(super) fn encode(&mut self, id: P::Id, reply: S::Response) {
         let buffer = self.output.begin();
         match self.protocol.reply(id, reply, buffer) {
             Ok(()) => self.output.finish(),
-            Err(error) => {
-                self.output.take_back_unfinished();
-                let error = FrameError::Encode(error.into());
-                if P::BY_ID {
-                    self.tell(id, &error);
-                } else {
-                    self.fail(error);
-                }
-            }
+            Err(error) => self.not_encoded(id, error.into()),
         }
-        self.congested |= self.output.len() >= self.shared.framing.high_water;
+        if self.output.len() >= self.shared.framing.high_water {
+            self.congested = true;
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn not_encoded(&mut self, id: P::Id, error: BoxError) {
+        self.output.take_back_unfinished();
+        let error = FrameError::Encode(error);
+        if P::BY_ID {
+            self.tell(id, &error);
+        } else {
+            self.fail(error);
+        }
     }
 
     /// Tells by id why there is no reply.
