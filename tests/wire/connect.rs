@@ -31,7 +31,7 @@ use tower_net::{
 use tower_service::Service;
 
 use crate::{
-    kernel::{State, descriptor_limit, leave_room_for, limit_descriptors, sockets_at},
+    kernel::{descriptor_limit, leave_room_for, limit_descriptors, waits},
     peer::{soon, until},
     support::pki::Folder,
 };
@@ -359,7 +359,7 @@ async fn connects_without_a_descriptor() {
 }
 
 /// Client and server exchange a byte and the client closes: how that looks to the server, and the client's port.
-async fn closed(options: SocketOptions) -> (io::Result<usize>, u16) {
+async fn closed(options: SocketOptions) -> (io::Result<usize>, [u16; 2]) {
     let (listener, addr) = listener().await;
     let connector = TcpConnector::new().options(options);
     let mut conn = soon(connector.oneshot(addr))
@@ -377,23 +377,18 @@ async fn closed(options: SocketOptions) -> (io::Result<usize>, u16) {
         .unwrap()
         .port();
     drop(conn);
-    (soon(far.read(&mut [0; 1])).await, port)
+    (soon(far.read(&mut [0; 1])).await, [port, addr.port()])
 }
 
 #[tokio::test]
 async fn with_reset_on_close_nothing_is_left_in_time_wait() {
-    let waits = |port| {
-        let mut sockets = sockets_at(port).into_iter();
-        sockets.any(|socket| socket.state == State::TimeWait)
-    };
-
-    let (end, port) = closed(SocketOptions::default()).await;
+    let (end, [near, far]) = closed(SocketOptions::default()).await;
     assert_eq!(end.unwrap(), 0);
-    until(|| waits(port)).await;
+    until(|| waits(near, far)).await;
 
-    let (end, port) = closed(SocketOptions::default().reset_on_close(true)).await;
+    let (end, [near, far]) = closed(SocketOptions::default().reset_on_close(true)).await;
     assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
-    assert!(!waits(port));
+    assert!(!waits(near, far));
 }
 
 #[tokio::test]

@@ -63,10 +63,29 @@ pub(crate) enum State {
 
 /// The IPv4 sockets at `port` of this machine, those of clients not included.
 pub(crate) fn sockets_at(port: u16) -> Vec<Tcp> {
+    let rows = rows().into_iter();
+    rows.filter(|(local, ..)| *local == port)
+        .map(|(.., socket)| socket)
+        .collect()
+}
+
+/// Whether the end at `local` of a connection with `remote` is in TIME_WAIT. A port alone says nothing of a client: it
+/// has the same one for connections to many.
+pub(crate) fn waits(local: u16, remote: u16) -> bool {
+    rows()
+        .iter()
+        .any(|row| (row.0, row.1) == (local, remote) && row.2.state == State::TimeWait)
+}
+
+/// The IPv4 sockets of this machine: their own port, that of the other end, and the rest.
+fn rows() -> Vec<(u16, u16, Tcp)> {
     let table = fs::read_to_string("/proc/net/tcp").unwrap();
     let rows = table.lines().skip(1).map(|line| {
         let fields: Vec<_> = line.split_whitespace().collect();
-        let (_, local_port) = fields[1].split_once(':').unwrap();
+        let port = |addr: &str| {
+            let (_, port) = addr.split_once(':').unwrap();
+            u16::from_str_radix(port, 16).unwrap()
+        };
         let (unsent, _) = fields[4].split_once(':').unwrap();
         let state = match u8::from_str_radix(fields[3], 16).unwrap() {
             1 => State::Established,
@@ -75,12 +94,7 @@ pub(crate) fn sockets_at(port: u16) -> Vec<Tcp> {
             other => State::Other(other),
         };
         let unsent = u64::from_str_radix(unsent, 16).unwrap();
-        (
-            u16::from_str_radix(local_port, 16).unwrap(),
-            Tcp { state, unsent },
-        )
+        (port(fields[1]), port(fields[2]), Tcp { state, unsent })
     });
-    rows.filter(|(local, _)| *local == port)
-        .map(|(_, socket)| socket)
-        .collect()
+    rows.collect()
 }

@@ -76,20 +76,16 @@ async fn at_the_hard_point_newcomers_are_reset_the_busy_go_on_and_it_recovers() 
     let limit = server.number("descriptor limit") as f64;
     let left = (HARD * limit).ceil() as u64 - server.number("descriptors");
     let mut busy = Vec::new();
+    first.send("after 8000").await;
+    all_started(&mut server, 2).await;
     // A few more might be counted at any time: those that are open to count.
     for _ in 4..left {
         let mut peer = Peer::connect(server.addr).await;
         peer.send("after 8000").await;
         busy.push(peer);
+        // Before that it would be idle, and be asked to make room for the next.
+        all_started(&mut server, 2 + busy.len() as u64).await;
     }
-    first.send("after 8000").await;
-    let requests = 2 + busy.len() as u64;
-    soon(async {
-        while server.number("started") < requests {
-            sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
 
     let mut newcomers = Vec::new();
     let refused = loop {
@@ -135,6 +131,15 @@ async fn at_the_hard_point_newcomers_are_reset_the_busy_go_on_and_it_recovers() 
     drop(first);
     let report = server.drained();
     assert!(report["closed.pressure"] >= 1, "{report:?}");
+}
+
+async fn all_started(server: &mut Child, requests: u64) {
+    soon(async {
+        while server.number("started") < requests {
+            sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
 }
 
 /// Leaves the server so many descriptors more than it has now.

@@ -32,6 +32,8 @@ fn behind_haproxy_the_client_is_the_one_it_announces() {
         assert_eq!(known, format!("{own} HTTP/1.1"), "{example}");
         drop(front);
         let (report, _) = site.drained();
-        assert!(closed(&report)["peer"] >= 1, "{report}");
+        // It may not have been told of the end yet when it was told to drain.
+        let ended: u64 = closed(&report).values().sum();
+        assert!(ended >= 1, "{report}");
     }
 }
