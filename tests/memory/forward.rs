@@ -16,7 +16,7 @@ use tokio::{
 };
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 use tower_net::{
-    CloseReason, Conn, ConnInfo, Deadline, Safeguard, Server,
+    CloseReason, Conn, ConnInfo, Deadline, Safeguard, Server, Spent,
     deadline::{DeadlineLayer, Deadlines, Elapsed},
     error::{BoxError, NoTimer, find},
     forward::{ConnectError, Forward, Side, Timeouts, Tunnel, TunnelError},
@@ -233,7 +233,7 @@ async fn an_upstream_that_is_not_there_in_time_closes_the_client() {
 
     assert!(took(begun, secs(5)));
     let error = find::<ConnectError>(&*error).unwrap();
-    assert_eq!(error.timeout(), Some(secs(5)));
+    assert_eq!(error.spent(), Some(Spent::Limit(secs(5))));
     assert_eq!(error.to_string(), "upstream not connected within 5s");
     assert_eq!(info.close_reason(), Some(CloseReason::Upstream));
     assert_eq!(rest(&mut client).await, "");
@@ -259,7 +259,7 @@ async fn an_upstream_that_cannot_be_connected_closes_the_client_and_says_why() {
     assert_eq!(
         find::<ConnectError>(&*error)
             .unwrap()
-            .timeout(),
+            .spent(),
         None
     );
     assert_eq!(info.close_reason(), Some(CloseReason::Upstream));
@@ -627,6 +627,50 @@ async fn a_tls_peer_that_just_closes_has_ended() {
     soon(served).await.unwrap().unwrap();
     assert_eq!(info.close_reason(), Some(CloseReason::Peer));
     assert_eq!(written.text(), "good");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tls_peer_that_just_closes_has_broken_where_a_goodbye_is_required() {
+    for (required, broken) in [(false, None), (true, Some(Side::Upstream))] {
+        let upstream = Script::new()
+            .bytes("all of it?")
+            .fail(ErrorKind::UnexpectedEof);
+        let (far, mut client) = duplex(64);
+        client.shutdown().await.unwrap();
+        let service = forward(upstream).require_goodbye(required);
+        let (_info, served) = serve(far, service);
+
+        assert_eq!(rest(&mut client).await, "all of it?");
+
+        let served = soon(served).await.unwrap();
+        let error = served.as_ref().err();
+        let error = error.map(|error| find::<TunnelError>(&**error).unwrap());
+        assert_eq!(error.map(TunnelError::side), broken);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_peer_that_broke_has_said_goes_on_as_far_as_it_is_taken_without_a_wait() {
+    let upstream = Script::new()
+        .pause(secs(1))
+        .bytes([b'x'; 100])
+        .end();
+    let (far, mut client) = duplex(64);
+    let begun = Instant::now();
+    let (info, served) = serve(far, forward(WriteBreaks(upstream)));
+    client.write_all(b"more").await.unwrap();
+
+    let error = soon(served).await.unwrap().unwrap_err();
+
+    assert_eq!(begun.elapsed(), secs(1));
+    assert_eq!(
+        find::<TunnelError>(&*error)
+            .unwrap()
+            .side(),
+        Side::Upstream
+    );
+    assert_eq!(info.close_reason(), Some(CloseReason::Upstream));
+    assert_eq!(rest(&mut client).await.len(), 64);
 }
 
 #[tokio::test(start_paused = true)]

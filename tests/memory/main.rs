@@ -31,6 +31,7 @@ mod detect_services;
 mod error;
 mod filter;
 mod forward;
+mod forward_dial;
 mod frame;
 mod frame_account;
 mod frame_codec;

@@ -24,6 +24,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, Interest},
@@ -31,7 +32,6 @@ use tokio::{
 };
 use tokio_util::either::Either;
 
-pub(crate) use self::pipe::Pipes;
 pub use self::{
     boxed::BoxedIo,
     guarded::GuardedIo,
@@ -220,4 +220,22 @@ pub(crate) fn peek<I: Io + ?Sized>(io: &I) -> Option<io::Result<usize>> {
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     let socket = io.socket()?;
     Some(socket.recv_with_flags(&mut byte, flags))
+}
+
+/// With what a write to a stream would break, if it would. Asks the socket, since the runtime tells only whoever writes, or
+/// reads to the end; `None` without a socket. A peer that is gone in order, after our own end too, is a broken pipe.
+pub(crate) fn broken<I: Io + ?Sized>(io: &I) -> Option<io::Error> {
+    let socket = io.socket()?;
+    // What has broken is told unasked.
+    let mut asked = [PollFd::new(&*socket, PollFlags::empty())];
+    poll(&mut asked, Some(&Timespec::default())).ok()?;
+    let told = asked[0].revents();
+    if !told.intersects(PollFlags::ERR | PollFlags::HUP) {
+        return None;
+    }
+    let error = socket.take_error().ok().flatten();
+    error.or_else(|| {
+        told.contains(PollFlags::HUP)
+            .then(|| io::ErrorKind::BrokenPipe.into())
+    })
 }

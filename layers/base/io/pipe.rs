@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     os::fd::{AsFd, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use rustix::{
@@ -15,7 +15,8 @@ use rustix::{
 ///
 /// It is a place for bytes rather than an open pipe: it takes two descriptors when there is something to put in,
 /// and gives them back when it is empty and nothing comes. It holds 1 MiB at the most, and less where the system
-/// allows no such pipes (`fs.pipe-max-size`, `fs.pipe-user-pages-soft`).
+/// allows no such pipes (`fs.pipe-max-size`, `fs.pipe-user-pages-soft`). A process keeps 16 open that nobody uses, for
+/// whoever needs one next.
 ///
 /// Made by [`forward`](crate::forward); a stream only passes it on, see [`Io::poll_read_pipe`](super::Io::poll_read_pipe).
 ///
@@ -23,7 +24,6 @@ use rustix::{
 ///
 /// What it holds is lost.
 pub struct Pipe {
-    spare: Pipes,
     ends: Option<Ends>,
     held: usize,
 }
@@ -35,9 +35,8 @@ struct Ends {
 }
 
 impl Pipe {
-    pub(crate) fn new(spare: &Pipes) -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
-            spare: spare.clone(),
             ends: None,
             held: 0,
         }
@@ -55,6 +54,11 @@ impl Pipe {
         self.held == 0
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_open(&self) -> bool {
+        self.ends.is_some()
+    }
+
     /// Takes what `socket` has to give. Only into an empty pipe: a full one would look as a socket without bytes.
     ///
     /// `Unsupported` if this socket, or this process now, has no way to do it; nothing was taken then.
@@ -67,7 +71,7 @@ impl Pipe {
         }
         let ends = match &self.ends {
             Some(ends) => ends,
-            None => self.ends.insert(self.spare.take()?),
+            None => self.ends.insert(spare::take()?),
         };
         self.held = move_bytes(socket, &ends.write, MOST)?;
         Ok(self.held)
@@ -98,7 +102,7 @@ impl Pipe {
     pub(crate) fn rest(&mut self) {
         if self.held == 0 {
             if let Some(ends) = self.ends.take() {
-                self.spare.give(ends);
+                spare::give(ends);
             }
         }
     }
@@ -119,40 +123,32 @@ impl fmt::Debug for Pipe {
     }
 }
 
-/// Open pipes that nobody uses at the moment, at most [`KEPT`] of them; clones share them.
-#[derive(Clone, Default)]
-pub(crate) struct Pipes {
-    kept: Arc<Mutex<Vec<Ends>>>,
-}
+/// Open pipes that nobody uses at the moment, at most [`KEPT`] of them, for all of the process: what the system lets have
+/// it counts by user.
+mod spare {
+    use super::{Ends, KEPT, Mutex, MutexGuard, PoisonError, io, open};
 
-impl Pipes {
-    fn take(&self) -> io::Result<Ends> {
-        let kept = self
-            .kept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
+    static SPARE: Mutex<Vec<Ends>> = Mutex::new(Vec::new());
+
+    pub(super) fn take() -> io::Result<Ends> {
+        let kept = all().pop();
         match kept {
             Some(ends) => Ok(ends),
             None => open().map_err(|error| io::Error::new(io::ErrorKind::Unsupported, error)),
         }
     }
 
-    fn give(&self, ends: Ends) {
-        let mut kept = self
-            .kept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn give(ends: Ends) {
+        let mut kept = all();
         if kept.len() < KEPT {
             kept.push(ends);
         }
     }
-}
 
-impl fmt::Debug for Pipes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pipes")
-            .finish_non_exhaustive()
+    pub(super) fn all() -> MutexGuard<'static, Vec<Ends>> {
+        SPARE
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -190,5 +186,38 @@ const MOST: usize = 1 << 20;
 /// Sixteen pages, which is what a pipe has at first.
 const LEAST: usize = 64 * 1024;
 
-/// Of one owner, 64 descriptors at the most: as many as have bytes under way at the same moment on a busy machine.
-const KEPT: usize = 32;
+/// A quarter of what the system lets a user have in pipes of this size (`fs.pipe-user-pages-soft`, 64 MiB), as pages that
+/// they may fill and not as memory; and 32 descriptors. A busy machine has about as many in use at the same moment.
+const KEPT: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::unix::net::UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn however_many_pipes_come_to_rest_few_stay_open() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let (sink, _heard) = UnixStream::pair().unwrap();
+        let mut pipes: Vec<_> = (0..KEPT * 2)
+            .map(|_| Pipe::new())
+            .collect();
+        for pipe in &mut pipes {
+            near.write_all(b"x").unwrap();
+            assert_eq!(pipe.fill(&far).unwrap(), 1);
+        }
+
+        for pipe in &mut pipes {
+            assert_eq!(pipe.drain(&sink).unwrap(), 1);
+            pipe.rest();
+        }
+
+        assert!(
+            pipes
+                .iter()
+                .all(|pipe| pipe.ends.is_none())
+        );
+        assert!((1..=KEPT).contains(&spare::all().len()));
+    }
+}

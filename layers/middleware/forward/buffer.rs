@@ -38,6 +38,11 @@ impl Buffer {
         self.from == self.to
     }
 
+    #[cfg(test)]
+    pub(super) fn has_memory(&self) -> bool {
+        self.memory.is_some()
+    }
+
     /// Reads once into the empty buffer; ready with zero at the end of the stream. Says as well what size the next
     /// read is worth.
     pub(super) fn poll_read(

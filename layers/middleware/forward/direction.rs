@@ -7,11 +7,12 @@ use std::{
 };
 
 use crate::{
-    base::io::{Io, Pipe, Pipes},
+    base::io::{Io, Pipe},
     middleware::forward::buffer::{Buffer, Size},
 };
 
-/// See the module. At most one of buffer and pipe is being filled; what is in the buffer was read first.
+/// See the module. At most one of buffer and pipe is being filled, and the other has been given back; what is in the buffer
+/// was read first.
 pub(super) struct Direction {
     stage: DirectionStage,
     buffer: Buffer,
@@ -25,6 +26,8 @@ pub(super) struct Direction {
     unflushed: bool,
     /// A write to the side that it reads from has broken for this: an end of that side is none.
     doubt: Option<io::ErrorKind>,
+    /// A TLS peer that closes without a goodbye has broken.
+    wants_goodbye: bool,
     /// Waits for the side that it writes to.
     blocked: bool,
     read: u64,
@@ -50,16 +53,17 @@ pub(super) enum Broken {
 }
 
 impl Direction {
-    pub(super) fn new(pipes: Option<&Pipes>) -> Self {
+    pub(super) fn new(splices: bool, wants_goodbye: bool) -> Self {
         Self {
             stage: DirectionStage::Moving,
             buffer: Buffer::default(),
             size: Size::Small,
-            pipe: pipes.map(Pipe::new),
+            pipe: splices.then(Pipe::new),
             much: false,
             refused: false,
             unflushed: false,
             doubt: None,
+            wants_goodbye,
             blocked: false,
             read: 0,
             written: 0,
@@ -71,6 +75,20 @@ impl Direction {
     /// is still there that it is the end.
     pub(super) fn doubt(&mut self, broke: io::ErrorKind) {
         self.doubt = Some(broke);
+    }
+
+    /// What was said by a side that is known to have broken does not go on: the other takes nothing now.
+    pub(super) fn is_cut_short(&self) -> bool {
+        self.doubt.is_some() && self.blocked && self.holds()
+    }
+
+    /// Waits for bytes, and so for whatever becomes of the side that it reads from.
+    pub(super) fn listens(&self) -> bool {
+        self.stage == DirectionStage::Moving && self.is_empty()
+    }
+
+    fn holds(&self) -> bool {
+        self.stage == DirectionStage::Moving && !self.is_empty()
     }
 
     /// Nothing more will be moved.
@@ -144,7 +162,9 @@ impl Direction {
                 Poll::Ready(Ok(0)) => return self.see_end(),
                 Poll::Ready(Ok(read)) => self.read += read as u64,
                 // A TLS peer that just closes.
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Poll::Ready(Err(error))
+                    if error.kind() == io::ErrorKind::UnexpectedEof && !self.wants_goodbye =>
+                {
                     return self.see_end();
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Source(error))),
@@ -213,6 +233,7 @@ impl Direction {
                         self.pipe = None;
                     }
                     read => {
+                        self.buffer.rest();
                         self.much = read
                             .as_ref()
                             .is_ok_and(|read| *read >= LITTLE);
@@ -227,6 +248,9 @@ impl Direction {
         )?;
         self.size = next;
         self.much = read >= MUCH;
+        if let Some(pipe) = &mut self.pipe {
+            pipe.rest();
+        }
         Poll::Ready(Ok(read))
     }
 
@@ -284,3 +308,35 @@ const MUCH: usize = 16 * 1024;
 
 /// Below it a copy costs less than what goes with a pipe.
 const LITTLE: usize = 4 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::{net::UnixStream, task::yield_now};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn it_never_holds_a_pipe_and_a_buffer_at_once() {
+        let (feeds, mut source) = UnixStream::pair().unwrap();
+        let (mut sink, _deaf) = UnixStream::pair().unwrap();
+        let mut direction = Direction::new(true, false);
+
+        while direction.blocked_at().is_none() {
+            // What there is no room for comes next.
+            let _full = feeds.try_write(&[0; 64 * 1024]);
+            let stepped =
+                poll_fn(|cx| Poll::Ready(direction.poll_step(cx, &mut source, &mut sink)));
+            assert!(!matches!(stepped.await, Poll::Ready(Err(_))));
+            let has_pipe = direction
+                .pipe
+                .as_ref()
+                .is_some_and(Pipe::is_open);
+            assert!(!(has_pipe && direction.buffer.has_memory()));
+            yield_now().await;
+        }
+
+        assert!(direction.spliced() > 0);
+    }
+}

@@ -1,6 +1,6 @@
-use std::{error::Error, fmt, io, time::Duration};
+use std::{error::Error, fmt, io};
 
-use crate::{base::error::BoxError, middleware::forward::Side};
+use crate::{base::error::BoxError, conn::Spent, middleware::forward::Side};
 
 /// There was no upstream to forward to. Nothing had been read from the client.
 #[derive(Debug)]
@@ -11,7 +11,7 @@ pub struct ConnectError {
 #[derive(Debug)]
 enum Cause {
     Failed(BoxError),
-    Late(Duration),
+    Late(Spent),
 }
 
 impl ConnectError {
@@ -21,19 +21,19 @@ impl ConnectError {
         }
     }
 
-    pub(super) fn late(limit: Duration) -> Self {
+    pub(super) fn late(spent: Spent) -> Self {
         Self {
-            cause: Cause::Late(limit),
+            cause: Cause::Late(spent),
         }
     }
 
-    /// The connect timeout that has passed, if that is why. The connector's own error is the
+    /// Whose time ran out, if that is why: the connect timeout, or the caller's. The connector's own error is the
     /// [source](Error::source) otherwise.
     #[must_use]
-    pub fn timeout(&self) -> Option<Duration> {
+    pub fn spent(&self) -> Option<Spent> {
         match self.cause {
             Cause::Failed(_) => None,
-            Cause::Late(limit) => Some(limit),
+            Cause::Late(spent) => Some(spent),
         }
     }
 }
@@ -42,7 +42,7 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.cause {
             Cause::Failed(_) => f.write_str("upstream not connected"),
-            Cause::Late(limit) => write!(f, "upstream not connected within {limit:?}"),
+            Cause::Late(spent) => write!(f, "upstream not connected {spent}"),
         }
     }
 }

@@ -28,7 +28,8 @@
 //!
 //! Then each way is copied for itself. An end (FIN, or the goodbye of TLS) is passed on once all bytes before it are
 //! written, and the other way goes on, so that an answer may come after the question has ended. A TLS peer that just
-//! closes, without a goodbye, has ended as well. When both ways have ended, so has the tunnel.
+//! closes, without a goodbye, has ended as well, unless one is [required](Forward::require_goodbye). When both ways have
+//! ended, so has the tunnel.
 //!
 //! | what happens | the tunnel | client | upstream | reason |
 //! |---|---|---|---|---|
@@ -36,6 +37,7 @@
 //! | both ended, the upstream first | is over | closed in order | closed in order | [`Served`] |
 //! | the upstream is not there, or not in time | never begins | reset | | [`Upstream`] |
 //! | the client resets or breaks | is over | | reset | [`Reset`] |
+//! | the client has ended, and then is gone | is over | | closed | [`Reset`] |
 //! | the upstream resets or breaks | is over | reset | | [`Upstream`] |
 //! | the upstream takes no more, but ends its answer in order | is over after it | closed in order, lingering | closed | [`Served`] |
 //! | both are silent for `idle` | is over | closed | closed | [`Idle`] |
@@ -45,9 +47,14 @@
 //! | the future is dropped: a drain's cut, an abort | is over | reset | reset | whose it was |
 //!
 //! So between sockets no end is made up that was none: whoever is told that all is sent has been sent all. When somebody
-//! can no longer be written to, what it has still to say is read and passed on first. A TLS peer that closes without a
-//! goodbye is taken to have ended, though somebody on the way may have cut it short. A reset is seen by whoever reads or
-//! writes: a side that is not read from, since the other takes nothing, is found out by `write_stall` or `half_close`.
+//! can no longer be written to, what it has still to say is read and passed on first: all of it if it has ended in order,
+//! and after a reset as much as the other takes without a wait. A TLS peer that closes without a goodbye is taken to have
+//! ended, though somebody on the way may have cut it short; see [`require_goodbye`](Forward::require_goodbye).
+//!
+//! A reset is seen at once by whoever reads or writes. A side that is neither read from nor written to, since the other
+//! takes nothing or it has itself ended, is asked once a second. What is asked is the socket below, through
+//! whatever is wrapped around it: of a stream that has [none to show](crate::io::Io::socket), and of a peer that vanishes
+//! without a word, it is `write_stall` or `half_close` that finds out.
 //!
 //! A notice to leave changes nothing but for that: nobody but its two ends knows when a tunnel has said all. It goes on until it ends
 //! by itself or is cut with the rest of the drain, which the server's report counts.
@@ -65,7 +72,7 @@
 //! pass on time, or up to a sixteenth of the shortest of them later.
 //!
 //! While it connects, [`Deadline::current`](crate::Deadline::current) is the end of the connect timeout: one budget for whatever the connector
-//! does in several steps.
+//! does in several steps. A deadline that is current when the service is called holds as well, if it is earlier.
 //!
 //! A [`DeadlineLayer`](crate::deadline::DeadlineLayer) around it has its own: its idle timeout of 90 s comes before the hour here, and its first-byte
 //! deadline closes clients of a protocol in which the server speaks first, unless it is turned off.
@@ -79,9 +86,13 @@
 //!
 //! A pipe or a buffer is held only while bytes are under way. So a tunnel that is idle has neither, and one that is busy
 //! each way has two of them at the most: 2 MiB in the kernel and four descriptors, or 512 KiB. In an instant that is
-//! mostly those whose receiver does not keep up. 32 pipes are kept open for whoever needs one next, and four buffers a
-//! thread. Without descriptors to spare, or over what the system allows one user in pipes, a tunnel copies through
-//! buffers.
+//! mostly those whose receiver does not keep up. 16 pipes of the process are kept open for whoever needs one next, which
+//! are 32 descriptors, and four buffers a thread.
+//!
+//! The system counts pipes by user, all processes together: 64 MiB in all (`fs.pipe-user-pages-soft`) for one without
+//! privileges, of which those that are kept take a quarter. Beyond that, or without descriptors to spare, a tunnel copies
+//! through buffers. A machine on which many tunnels have much under way at once is given more, or goes
+//! [without](Forward::without_splice).
 //!
 //! (A write through a pipe to a socket that is gone raises SIGPIPE, which a Rust program ignores unless it has been told
 //! otherwise.)
@@ -124,6 +135,7 @@
 //! [`Elapsed`]: crate::deadline::Elapsed
 
 mod buffer;
+mod dial;
 mod direction;
 mod error;
 mod metrics;
@@ -150,7 +162,7 @@ use self::{metrics::Metrics, relay::Stage};
 use crate::{
     base::{
         error::{BoxError, ConfigError},
-        io::{Io, Pipes},
+        io::Io,
         time::{FOREVER, KeepsTime, Timer},
     },
     conn::{CloseReason, Conn, ConnInfo, Safeguard, refusals::Spared},
@@ -170,8 +182,10 @@ struct Shared {
     /// In a dry run, what counts the deadlines that pass.
     spared: Option<Spared>,
     keeps_time: Arc<KeepsTime>,
-    /// `None` if no bytes go through pipes.
-    pipes: Option<Pipes>,
+    /// Bytes may go through pipes.
+    splices: bool,
+    /// A TLS peer that closes without a goodbye has broken.
+    wants_goodbye: bool,
     metrics: Arc<Metrics>,
 }
 
@@ -190,7 +204,8 @@ impl<C, T> Forward<C, T> {
                 timeouts: Timeouts::default(),
                 spared: None,
                 keeps_time: Arc::default(),
-                pipes: Some(Pipes::default()),
+                splices: true,
+                wants_goodbye: false,
                 metrics: Arc::default(),
             }),
         }
@@ -225,7 +240,22 @@ impl<C, T> Forward<C, T> {
     #[must_use]
     pub fn without_splice(mut self) -> Self {
         self.shared = Arc::new(Shared {
-            pipes: None,
+            splices: false,
+            ..(*self.shared).clone()
+        });
+        self
+    }
+
+    /// Takes a TLS peer, on either side, that closes without a goodbye (close_notify) for one that has broken, rather than
+    /// for one that has ended: the tunnel is over, and the other side is reset. Default: off, as many peers never say
+    /// it and protocols mostly know from their own bytes whether all is there; HAProxy and nginx do so too.
+    ///
+    /// For a protocol whose messages end where the stream does: without it somebody on the way can cut one short, and it
+    /// looks whole.
+    #[must_use]
+    pub fn require_goodbye(mut self, on: bool) -> Self {
+        self.shared = Arc::new(Shared {
+            wants_goodbye: on,
             ..(*self.shared).clone()
         });
         self

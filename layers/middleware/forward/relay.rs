@@ -11,17 +11,15 @@ use std::{
 use crate::{
     base::{
         error::BoxError,
-        io::{Io, Linger, Lingered, has_unread, linger},
+        io::{Io, Linger, Lingered, broken, has_unread, linger},
         time::{FOREVER, Timer},
     },
-    conn::{
-        Ambient, CloseReason, Conn, Deadline, Elapsed, Entered, Suspended, reset_on_drop,
-        turn::Turn,
-    },
+    conn::{CloseReason, Conn, Elapsed, reset_on_drop, turn::Turn},
     middleware::forward::{
-        ConnectError, Shared, Side, Tunnel, TunnelError,
+        Shared, Side, Tunnel, TunnelError,
+        dial::Dial,
         direction::{Broken, Direction},
-        silence::{Silence, WAITS, Wait},
+        silence::{ASK, ASK_AFTER, Silence, WAITS, Wait},
     },
 };
 
@@ -37,35 +35,13 @@ pub(super) enum Stage<F, I: Io, O: Io> {
     Over,
 }
 
-pub(super) struct Dial<F, I> {
-    // Dropped in this order.
-    connecting: Pin<Box<F>>,
-    client: Conn<I>,
-    /// The client cannot be late with what is not read.
-    suspended: Suspended,
-    /// By when it must be done.
-    by: Deadline,
-    /// In a dry run, the time has passed and was counted.
-    spared: bool,
-}
-
 impl<F, I: Io, O: Io> Stage<F, I, O> {
     pub(super) fn connecting(
         client: Conn<I>,
         shared: &Shared,
         connect: impl FnOnce() -> F,
     ) -> Self {
-        let by = Deadline::within(shared.timeouts.connect);
-        let ambient = enter(by, shared);
-        let connecting = Box::pin(connect());
-        drop(ambient);
-        Self::Connecting(Dial {
-            suspended: client.info().suspend(),
-            connecting,
-            client,
-            by,
-            spared: false,
-        })
+        Self::Connecting(Dial::begin(client, shared, connect))
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -125,81 +101,6 @@ where
     }
 }
 
-impl<F, I, O, E> Dial<F, I>
-where
-    F: Future<Output = Result<Conn<O>, E>>,
-    E: Into<BoxError>,
-    I: Io,
-    O: Io,
-{
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        mut timer: Pin<&mut Timer>,
-        shared: &Shared,
-    ) -> Poll<Result<Conn<O>, ConnectError>> {
-        let ambient = enter(self.by, shared);
-        let connecting = self.connecting.as_mut().poll(cx);
-        drop(ambient);
-        if let Poll::Ready(connected) = connecting {
-            return Poll::Ready(connected.map_err(ConnectError::failed));
-        }
-        let by = self.by.instant();
-        let Some(at) = by.filter(|_| !self.spared) else {
-            return Poll::Pending;
-        };
-        if !timer.is_armed() {
-            timer.as_mut().arm(at);
-        }
-        ready!(timer.poll(cx));
-        if let Some(spared) = &shared.spared {
-            spared.count(CloseReason::Upstream, 1);
-            self.spared = true;
-            return Poll::Pending;
-        }
-        let limit = shared.timeouts.connect;
-        Poll::Ready(Err(ConnectError::late(limit)))
-    }
-
-    fn end(
-        self,
-        dialled: Result<Conn<O>, ConnectError>,
-        shared: &Arc<Shared>,
-    ) -> Result<Relay<I, O>, ConnectError> {
-        drop(self.suspended);
-        let metrics = &shared.metrics;
-        match dialled {
-            Ok(upstream) => {
-                metrics.connected.increment(1);
-                Ok(Relay::new(self.client, upstream, Arc::clone(shared)))
-            }
-            Err(error) => {
-                // The connector has the same deadline, and may be the first to see it pass.
-                let is_late = error.timeout().is_some() || self.by.has_passed();
-                let counter = match is_late {
-                    true => &metrics.late,
-                    false => &metrics.failed,
-                };
-                counter.increment(1);
-                // Nothing was read, so nothing is lost: it may try elsewhere at once.
-                self.client
-                    .refuse(CloseReason::Upstream);
-                Err(error)
-            }
-        }
-    }
-}
-
-/// Whatever the connector does in several steps, they have this one budget.
-fn enter(by: Deadline, shared: &Shared) -> Entered {
-    let ambient = Ambient::enter();
-    ambient.set(match shared.spared {
-        None => Ambient::At(by),
-        Some(_) => Ambient::SparedBy(by),
-    });
-    ambient
-}
-
 /// Two streams and the two ways between them.
 pub(super) struct Relay<I: Io, O: Io> {
     /// `None` once it goes on without the tunnel.
@@ -208,6 +109,8 @@ pub(super) struct Relay<I: Io, O: Io> {
     up: Direction,
     down: Direction,
     silence: Silence,
+    /// How often sides that nobody hears from were asked.
+    asked: u64,
     tunnel: Tunnel,
     shared: Arc<Shared>,
     /// Who can be written to no more, while there may be something to read from it.
@@ -231,9 +134,14 @@ pub(super) enum End {
 }
 
 impl<I: Io, O: Io> Relay<I, O> {
-    fn new(client: Conn<I>, upstream: Conn<O>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        client: Conn<I>,
+        upstream: Conn<O>,
+        connected_in: Duration,
+        shared: Arc<Shared>,
+    ) -> Self {
         let info = upstream.info();
-        let tunnel = Tunnel::new(info.wire_peer().clone(), client.info().age());
+        let tunnel = Tunnel::new(info.wire_peer().clone(), connected_in);
         client.info().facts.add(tunnel.clone());
         tracing::debug!(
             parent: client.info().span(),
@@ -242,11 +150,12 @@ impl<I: Io, O: Io> Relay<I, O> {
             "tunnel opened",
         );
         Self {
-            up: Direction::new(shared.pipes.as_ref()),
-            down: Direction::new(shared.pipes.as_ref()),
+            up: Direction::new(shared.splices, shared.wants_goodbye),
+            down: Direction::new(shared.splices, shared.wants_goodbye),
             client: Some(client),
             upstream,
             silence: Silence::default(),
+            asked: 0,
             tunnel,
             shared,
             broken: None,
@@ -283,7 +192,10 @@ impl<I: Io, O: Io> Relay<I, O> {
                     return Poll::Ready(end);
                 }
             }
-            if self.up.is_over() && self.down.is_over() {
+            if self.up.is_over() && self.down.is_over()
+                || self.up.is_cut_short()
+                || self.down.is_cut_short()
+            {
                 return Poll::Ready(self.all_over());
             }
             if waits {
@@ -291,7 +203,9 @@ impl<I: Io, O: Io> Relay<I, O> {
                     return Poll::Ready(End::Reclaimed);
                 }
                 self.tell();
-                return self.poll_silence(cx, timer.as_mut());
+                if let Some(end) = ready!(self.poll_silence(cx, timer.as_mut())) {
+                    return Poll::Ready(end);
+                }
             }
         }
         // There is more, after whoever else has something to do on this thread.
@@ -316,7 +230,9 @@ impl<I: Io, O: Io> Relay<I, O> {
                     Side::Client => (&mut self.down, &mut self.up),
                     Side::Upstream => (&mut self.up, &mut self.down),
                 };
-                to.fail();
+                if !to.is_over() {
+                    to.fail();
+                }
                 // A pipe that is broken follows an end that was one; anything else the kernel says but once.
                 if error.kind() != io::ErrorKind::BrokenPipe {
                     from.doubt(error.kind());
@@ -328,7 +244,7 @@ impl<I: Io, O: Io> Relay<I, O> {
         }
     }
 
-    /// Nothing moves any more, either way.
+    /// Nothing moves any more, either way, or what still might is cut short.
     fn all_over(&mut self) -> End {
         match self.broken.take() {
             None => End::InOrder,
@@ -370,7 +286,12 @@ impl<I: Io, O: Io> Relay<I, O> {
         }
     }
 
-    fn poll_silence(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Timer>) -> Poll<End> {
+    /// Ready once nothing has moved for too long, or without an end as soon as there is something else to see to.
+    fn poll_silence(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut timer: Pin<&mut Timer>,
+    ) -> Poll<Option<End>> {
         loop {
             let waits = self.waits();
             let timeouts = &self.shared.timeouts;
@@ -379,12 +300,19 @@ impl<I: Io, O: Io> Relay<I, O> {
                     .poll(cx, timer.as_mut(), waits, timeouts)
             );
             let (reason, limit) = match over {
+                ASK => {
+                    self.asked += 1;
+                    if self.ask() {
+                        return Poll::Ready(None);
+                    }
+                    continue;
+                }
                 0 if self.is_half_closed() => (CloseReason::HalfClose, timeouts.half_close),
                 0 => (CloseReason::Idle, timeouts.idle),
                 _ => (CloseReason::WriteStall, timeouts.write_stall),
             };
             let Some(spared) = &self.shared.spared else {
-                return Poll::Ready(End::Silent(reason, limit));
+                return Poll::Ready(Some(End::Silent(reason, limit)));
             };
             spared.count(reason, 1);
             self.silence.spare(over);
@@ -399,6 +327,9 @@ impl<I: Io, O: Io> Relay<I, O> {
             timeouts.idle
         };
         let moved = self.up.progress() + self.down.progress();
+        let unheard = Side::BOTH
+            .iter()
+            .any(|side| self.is_unheard(*side));
         let stall = |direction: &Direction| {
             let at = direction.blocked_at()?;
             Some((at, timeouts.write_stall))
@@ -407,8 +338,49 @@ impl<I: Io, O: Io> Relay<I, O> {
             Some((moved, silent_for)),
             stall(&self.up),
             stall(&self.down),
+            unheard.then_some((self.asked, ASK_AFTER)),
         ]
         .map(|wait| wait.filter(|(_, limit)| *limit < FOREVER))
+    }
+
+    /// Whether a side might break and nobody would hear of it: it is not read from, since what it says does not go on or it
+    /// has said all, and nothing waits to be written to it.
+    fn is_unheard(&self, side: Side) -> bool {
+        let (from, to, has_socket) = match side {
+            Side::Client => (
+                &self.up,
+                &self.down,
+                self.client
+                    .as_ref()
+                    .is_some_and(|client| client.socket().is_some()),
+            ),
+            Side::Upstream => (&self.down, &self.up, self.upstream.socket().is_some()),
+        };
+        has_socket && !from.listens() && to.blocked_at().is_none()
+    }
+
+    /// Asks those that nobody hears from; whether one of them has broken.
+    fn ask(&mut self) -> bool {
+        let mut any = false;
+        for side in Side::BOTH {
+            if !self.is_unheard(side) {
+                continue;
+            }
+            let (to, broken) = match side {
+                Side::Client => (&self.down, self.client.as_ref().and_then(broken)),
+                Side::Upstream => (&self.up, broken(&self.upstream)),
+            };
+            // Once we have ended too, it is gone in order.
+            let expected =
+                |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe && to.is_over();
+            let Some(error) = broken.filter(|error| !expected(error)) else {
+                continue;
+            };
+            // As it would have been told to a write.
+            self.breaks(side.other(), side, Broken::Sink(error));
+            any = true;
+        }
+        any
     }
 
     /// Whether the process is short of something, and it is one of those that are told to leave because they do nothing.
@@ -468,6 +440,8 @@ impl<I: Io, O: Io> Relay<I, O> {
                         CloseReason::Upstream
                     }
                 });
+                // What it had to say is said, and may still be on its way: a reset would take it back.
+                self.in_order = error.side() == Side::Client && self.up.has_ended();
                 error.into()
             }
         };

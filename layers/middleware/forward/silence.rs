@@ -220,8 +220,14 @@ impl Silence {
     }
 }
 
-/// All of the tunnel, and each direction that is blocked.
-pub(super) const WAITS: usize = 3;
+/// All of the tunnel, each direction that is blocked, and whether a side is to be asked that nobody hears from.
+pub(super) const WAITS: usize = 4;
+
+/// The last of them.
+pub(super) const ASK: usize = 3;
+
+/// How often. It costs a system call, and no more than a second of whatever the other side holds.
+pub(super) const ASK_AFTER: Duration = Duration::from_secs(1);
 
 /// Behind a SYN that was lost twice, and what answers it.
 const CONNECT: Duration = Duration::from_secs(5);

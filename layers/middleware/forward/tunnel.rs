@@ -22,6 +22,15 @@ pub enum Side {
 }
 
 impl Side {
+    pub(super) const BOTH: [Self; 2] = [Self::Client, Self::Upstream];
+
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Upstream,
+            Self::Upstream => Self::Client,
+        }
+    }
+
     /// The fixed name in logs and errors.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -77,7 +86,8 @@ impl Tunnel {
         &self.facts.upstream
     }
 
-    /// How long after its accept the client's upstream was connected: what came before, a TLS handshake say, is part of it.
+    /// How long the upstream took to be connected, from the call of the connector on. What came before, as the client's
+    /// TLS handshake, is no part of it.
     #[must_use]
     pub fn connected_in(&self) -> Duration {
         self.facts.connected_in

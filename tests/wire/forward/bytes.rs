@@ -3,6 +3,10 @@
 use std::{
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -16,9 +20,9 @@ use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_net::{
     Conn,
     deadline::DeadlineLayer,
-    error::BoxError,
-    forward::{Forward, Tunnel},
-    io::Io,
+    error::{BoxError, find},
+    forward::{Forward, Side, Tunnel, TunnelError},
+    io::{Io, Pipe},
     limit::ConnectionLimitLayer,
     meter::MeterLayer,
     throttle::{Rate, Rates, ThrottleLayer},
@@ -113,13 +117,13 @@ async fn without_splice_all_bytes_are_copied() {
 async fn unix_sockets_have_pipes_as_well() {
     let (mut client, far) = UnixStream::pair().unwrap();
     let (near, mut upstream) = UnixStream::pair().unwrap();
-    let near = std::sync::Arc::new(std::sync::Mutex::new(Some(near)));
+    let near = Arc::new(std::sync::Mutex::new(Some(near)));
     let connector = service_fn(move |()| {
         let near = near.lock().unwrap().take().unwrap();
         async move { Ok::<_, BoxError>(Conn::new(near, ())) }
     });
     let conn = Conn::new(far, ());
-    let info = std::sync::Arc::clone(conn.info());
+    let info = Arc::clone(conn.info());
     let serving = tokio::spawn(Forward::to(connector, ()).oneshot(conn));
 
     let sending = tokio::spawn(async move { (send(&mut client, SHORT).await, client) });
@@ -131,6 +135,34 @@ async fn unix_sockets_have_pipes_as_well() {
     soon(serving).await.unwrap().unwrap();
     let tunnel = info.tunnel().unwrap();
     assert!(tunnel.spliced() > 0, "{tunnel:?}");
+}
+
+#[tokio::test]
+async fn a_unix_peer_that_is_gone_after_its_end_is_missed_as_well() {
+    let (mut client, far) = UnixStream::pair().unwrap();
+    let (near, mut upstream) = UnixStream::pair().unwrap();
+    let near = Arc::new(std::sync::Mutex::new(Some(near)));
+    let connector = service_fn(move |()| {
+        let near = near.lock().unwrap().take().unwrap();
+        async move { Ok::<_, BoxError>(Conn::new(near, ())) }
+    });
+    let serving = tokio::spawn(Forward::to(connector, ()).oneshot(Conn::new(far, ())));
+    client.shutdown().await.unwrap();
+    assert_eq!(
+        soon(upstream.read(&mut [0; 1]))
+            .await
+            .unwrap(),
+        0
+    );
+
+    drop(client);
+
+    let error = soon(serving)
+        .await
+        .unwrap()
+        .unwrap_err();
+    let broken = find::<TunnelError>(&*error).unwrap();
+    assert_eq!(broken.side(), Side::Client);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -192,11 +224,21 @@ async fn a_reader_that_was_blocked_for_a_while_misses_nothing_in_either_directio
 }
 
 /// Says that it takes pipes, and then takes none.
-struct Boaster(TcpStream);
+struct Boaster {
+    io: TcpStream,
+    /// How much there was in the pipes that it was shown.
+    shown: Arc<AtomicUsize>,
+}
 
 impl Io for Boaster {
     fn takes_pipes(&self) -> bool {
         true
+    }
+
+    fn poll_write_pipe(&mut self, _: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        self.shown
+            .fetch_add(pipe.len(), Relaxed);
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
     }
 }
 
@@ -206,7 +248,7 @@ impl AsyncRead for Boaster {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
@@ -216,24 +258,29 @@ impl AsyncWrite for Boaster {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_in_a_pipe_is_not_lost_to_a_stream_that_takes_none() {
+    let shown = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&shown);
     let mut proxy = Proxy::start(|to| {
-        let dial = service_fn(async |to: std::net::SocketAddr| {
-            let stream = TcpStream::connect(to).await?;
-            Ok::<_, BoxError>(Conn::new(Boaster(stream), to))
+        let dial = service_fn(move |to: std::net::SocketAddr| {
+            let shown = Arc::clone(&counts);
+            async move {
+                let io = TcpStream::connect(to).await?;
+                Ok::<_, BoxError>(Conn::new(Boaster { io, shown }, to))
+            }
         });
         Forward::to(dial, to)
     })
@@ -241,6 +288,7 @@ async fn what_is_in_a_pipe_is_not_lost_to_a_stream_that_takes_none() {
 
     let tunnel = both_ways(&mut proxy, SHORT).await;
 
+    assert!(shown.load(Relaxed) > 0);
     assert_eq!((tunnel.to_upstream(), tunnel.spliced()), (SHORT as u64, 0));
 }
 
@@ -262,7 +310,7 @@ async fn with_tls_on_one_side_all_bytes_arrive_and_so_does_each_end() {
     use crate::support::pki::{Authority, connect};
 
     let authority = Authority::new("town hall");
-    let config = std::sync::Arc::new(authority.server(&["a.test"]).serving());
+    let config = Arc::new(authority.server(&["a.test"]).serving());
     let mut proxy = Proxy::start(|to| {
         ServiceBuilder::new()
             .layer(MeterLayer::new("wire"))

@@ -6,11 +6,12 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::Instant,
+    time::{Instant, timeout},
 };
 use tower_net::{
-    CloseReason,
-    forward::{Side, Timeouts},
+    CloseReason, ConnInfo,
+    connect::{SocketOptions, TcpConnector},
+    forward::{Forward, Side, Timeouts},
 };
 
 use super::{Proxy, forward, receive, send};
@@ -30,6 +31,21 @@ fn reset(io: TcpStream) {
         .set_linger(Some(Duration::ZERO))
         .unwrap();
 }
+
+fn ended_first(info: &ConnInfo) -> Option<Side> {
+    info.tunnel()?.ended_first()
+}
+
+/// Writes until nothing goes on for a while.
+async fn fill(io: &mut TcpStream) {
+    let flood = vec![b'x'; 1 << 20];
+    while let Ok(written) = timeout(QUIET, io.write_all(&flood)).await {
+        written.unwrap();
+    }
+}
+
+/// The kernel moves what it can move in far less.
+const QUIET: Duration = Duration::from_millis(300);
 
 const RESET: Result<Vec<u8>, ErrorKind> = Err(ErrorKind::ConnectionReset);
 
@@ -58,6 +74,85 @@ async fn an_upstream_that_resets_has_the_client_reset() {
     assert_eq!(read_out(&mut client).await, RESET);
     let report = proxy.drained().await;
     assert_eq!(report.closed_for(CloseReason::Upstream), 1, "{report}");
+}
+
+#[tokio::test]
+async fn a_reset_is_seen_although_the_other_side_takes_nothing() {
+    for client_resets in [true, false] {
+        let mut proxy = Proxy::plain().await;
+        let (client, upstream, info) = proxy.open().await;
+        until(|| info.tunnel().is_some()).await;
+        let (mut resets, mut deaf) = match client_resets {
+            true => (client, upstream),
+            false => (upstream, client),
+        };
+        fill(&mut resets).await;
+
+        reset(resets);
+        until(|| info.close_reason().is_some()).await;
+
+        assert_eq!(read_out(&mut deaf).await, RESET);
+        let reason = match client_resets {
+            true => CloseReason::Reset,
+            false => CloseReason::Upstream,
+        };
+        let report = proxy.drained().await;
+        assert_eq!(report.closed_for(reason), 1, "{report}");
+    }
+}
+
+#[tokio::test]
+async fn a_side_that_has_ended_and_is_gone_is_missed_although_the_other_says_nothing() {
+    for client_ends in [true, false] {
+        let mut proxy = Proxy::plain().await;
+        let (client, upstream, info) = proxy.open().await;
+        until(|| info.tunnel().is_some()).await;
+        let (mut ends, mut silent) = match client_ends {
+            true => (client, upstream),
+            false => (upstream, client),
+        };
+        ends.shutdown().await.unwrap();
+        assert_eq!(
+            soon(silent.read(&mut [0; 1]))
+                .await
+                .unwrap(),
+            0
+        );
+
+        reset(ends);
+        until(|| info.close_reason().is_some()).await;
+
+        // An upstream has said all before; to a client nothing more can be said.
+        let reason = match client_ends {
+            true => CloseReason::Reset,
+            false => CloseReason::Served,
+        };
+        drop(silent);
+        let report = proxy.drained().await;
+        assert_eq!(report.closed_for(reason), 1, "{report}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_said_in_order_by_a_peer_that_is_gone_arrives_whole_although_it_has_to_wait() {
+    // Little goes on by itself, and all that does not is with the tunnel.
+    let options = SocketOptions::default().send_buffer(1);
+    let connector = TcpConnector::new().options(options);
+    let mut proxy = Proxy::start(|to| Forward::to(connector, to)).await;
+    SockRef::from(&proxy.upstream)
+        .set_recv_buffer_size(1)
+        .unwrap();
+    let (mut client, mut upstream, info) = proxy.open().await;
+    let sum = send(&mut client, 100 << 10).await;
+    drop(client);
+
+    upstream
+        .write_all(b"what?")
+        .await
+        .unwrap();
+    until(|| ended_first(&info) == Some(Side::Client)).await;
+
+    assert_eq!(receive(&mut upstream).await, (100 << 10, sum));
 }
 
 #[tokio::test]
