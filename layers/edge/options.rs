@@ -82,3 +82,48 @@ impl StreamOptions {
         Ok(())
     }
 }
+
+/// What may be set on either side, for a struct with a field `stream` of these.
+macro_rules! stream_setters {
+    () => {
+        /// Sends small writes at once (TCP_NODELAY), rather than waiting for more. Default: on.
+        #[must_use]
+        pub fn nodelay(mut self, on: bool) -> Self {
+            self.stream.nodelay = on;
+            self
+        }
+
+        /// Probes silent connections, so that a peer that vanished is noticed. Default: [`Keepalive::default`], after
+        /// 15 s.
+        #[must_use]
+        pub fn keepalive(mut self, keepalive: Option<Keepalive>) -> Self {
+            self.stream.keepalive = keepalive;
+            self
+        }
+
+        /// Breaks a connection whose data was not acknowledged for so long (TCP_USER_TIMEOUT, RFC 5482), in
+        /// milliseconds and at least one. Default: the system's, about 15 minutes.
+        #[must_use]
+        pub fn user_timeout(mut self, limit: Duration) -> Self {
+            self.stream.user_timeout = Some(limit);
+            self
+        }
+
+        /// The kernel's receive buffer of each connection, in bytes; setting it turns its automatic sizing off.
+        /// Default: automatic.
+        #[must_use]
+        pub fn receive_buffer(mut self, bytes: usize) -> Self {
+            self.stream.receive_buffer = Some(bytes);
+            self
+        }
+
+        /// The kernel's send buffer of each connection, in bytes; setting it turns its automatic sizing off.
+        /// Default: automatic.
+        #[must_use]
+        pub fn send_buffer(mut self, bytes: usize) -> Self {
+            self.stream.send_buffer = Some(bytes);
+            self
+        }
+    };
+}
+pub(super) use stream_setters;

@@ -279,11 +279,13 @@ async fn the_other_end_sees_the_source_address_and_one_of_ours_that_is_none_is_s
     let error = failed(from([192, 0, 2, 1]), addr).await;
 
     assert_eq!(peer.ip(), IpAddr::from([127, 0, 0, 2]));
-    assert_eq!(error.shortage(), Some(Shortage::Ports));
+    assert_eq!(error.shortage(), Some(Shortage::SourceAddress));
+    let text = error.to_string();
     assert!(
-        error
-            .to_string()
-            .contains("we have no local port left towards it, or the source address is not ours")
+        text.contains(
+            "the source address is not ours: 192.0.2.1 is not an address of this machine"
+        ),
+        "{text}"
     );
 }
 

@@ -1,4 +1,4 @@
-use std::{error::Error, fmt, io};
+use std::{error::Error, fmt, io, net::IpAddr};
 
 use crate::{
     base::error::{BoxError, find},
@@ -207,13 +207,22 @@ pub enum Shortage {
     Descriptors,
     /// Nothing is left of the kernel's memory for sockets (ENOBUFS, ENOMEM).
     Memory,
-    /// No local port is left towards that address, or the source address is not one of ours (EADDRNOTAVAIL). Mostly
-    /// ports are held by connections in TIME_WAIT: keep connections and use them again.
+    /// No local port is left towards that address (EADDRNOTAVAIL). Mostly they are held by connections in TIME_WAIT: keep
+    /// connections and use them again.
+    ///
+    /// An address of a family that this machine has no address of fails with the same error; the connectors here tell
+    /// that apart, and it is no shortage, since the other family may do.
     Ports,
+    /// The [source address](crate::connect::SocketOptions::source) that was asked for is none of ours.
+    SourceAddress,
 }
 
 impl Shortage {
     pub(super) fn of(error: &io::Error) -> Option<Self> {
+        let inner = error.get_ref();
+        if let Some(NoAddress::Ours(_)) = inner.and_then(|inner| inner.downcast_ref()) {
+            return Some(Self::SourceAddress);
+        }
         match error.raw_os_error()? {
             libc::EMFILE | libc::ENFILE => Some(Self::Descriptors),
             libc::ENOBUFS | libc::ENOMEM => Some(Self::Memory),
@@ -228,9 +237,34 @@ impl fmt::Display for Shortage {
         f.write_str(match self {
             Self::Descriptors => "we have no descriptor left",
             Self::Memory => "we have no memory left for sockets",
-            Self::Ports => {
-                "we have no local port left towards it, or the source address is not ours"
-            }
+            Self::Ports => "we have no local port left towards it",
+            Self::SourceAddress => "the source address is not ours",
         })
+    }
+}
+
+/// There is no address of ours to connect from.
+#[derive(Debug)]
+pub(super) enum NoAddress {
+    /// None by which that one is reached.
+    OfFamily,
+    /// The one that was asked for is not ours.
+    Ours(IpAddr),
+}
+
+impl fmt::Display for NoAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OfFamily => f.write_str("we have no address of that family to connect from"),
+            Self::Ours(source) => write!(f, "{source} is not an address of this machine"),
+        }
+    }
+}
+
+impl Error for NoAddress {}
+
+impl From<NoAddress> for io::Error {
+    fn from(error: NoAddress) -> Self {
+        Self::new(io::ErrorKind::AddrNotAvailable, error)
     }
 }

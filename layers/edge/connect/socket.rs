@@ -1,6 +1,6 @@
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -11,7 +11,8 @@ use crate::{
     base::io::reset_on_drop,
     conn::Conn,
     edge::{
-        options::{Keepalive, StreamOptions},
+        connect::error::NoAddress,
+        options::{Keepalive, StreamOptions, stream_setters},
         sockopt::set_bind_address_no_port,
     },
 };
@@ -26,44 +27,7 @@ pub struct SocketOptions {
 }
 
 impl SocketOptions {
-    /// Sends small writes at once (TCP_NODELAY), rather than waiting for more. Default: on.
-    #[must_use]
-    pub fn nodelay(mut self, on: bool) -> Self {
-        self.stream.nodelay = on;
-        self
-    }
-
-    /// Probes silent connections, so that a peer that vanished is noticed. Default: [`Keepalive::default`], after
-    /// 15 s.
-    #[must_use]
-    pub fn keepalive(mut self, keepalive: Option<Keepalive>) -> Self {
-        self.stream.keepalive = keepalive;
-        self
-    }
-
-    /// Breaks a connection whose data was not acknowledged for so long (TCP_USER_TIMEOUT, RFC 5482), in
-    /// milliseconds and at least one. Default: the system's, about 15 minutes.
-    #[must_use]
-    pub fn user_timeout(mut self, limit: Duration) -> Self {
-        self.stream.user_timeout = Some(limit);
-        self
-    }
-
-    /// The kernel's receive buffer of each connection, in bytes; setting it turns its automatic sizing off.
-    /// Default: automatic.
-    #[must_use]
-    pub fn receive_buffer(mut self, bytes: usize) -> Self {
-        self.stream.receive_buffer = Some(bytes);
-        self
-    }
-
-    /// The kernel's send buffer of each connection, in bytes; setting it turns its automatic sizing off.
-    /// Default: automatic.
-    #[must_use]
-    pub fn send_buffer(mut self, bytes: usize) -> Self {
-        self.stream.send_buffer = Some(bytes);
-        self
-    }
+    stream_setters!();
 
     /// Connects from this address of ours; say one of each family for both. With one of one family alone, addresses of
     /// the other are not tried. Default: the system chooses.
@@ -100,7 +64,8 @@ impl SocketOptions {
         let socket = self.socket(addr)?;
         let stream = TcpSocket::from_std_stream(socket.into())
             .connect(addr)
-            .await?;
+            .await
+            .map_err(|error| told_apart(error, || reaches_out(addr)))?;
         check_other_end(&stream)?;
         if self.reset_on_close {
             reset_on_drop(&stream)?;
@@ -122,10 +87,35 @@ impl SocketOptions {
         if let Some(source) = source {
             socket.set_reuse_address(true)?;
             set_bind_address_no_port(&socket)?;
-            socket.bind(&SocketAddr::new(source, 0).into())?;
+            // Of a port there is no question yet.
+            socket
+                .bind(&SocketAddr::new(source, 0).into())
+                .map_err(|error| match error.raw_os_error() {
+                    Some(libc::EADDRNOTAVAIL) => NoAddress::Ours(source).into(),
+                    _ => error,
+                })?;
         }
         Ok(socket)
     }
+}
+
+/// No port, or no address of ours to go with it: the error is the same.
+fn told_apart(error: io::Error, reaches_out: impl FnOnce() -> bool) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::EADDRNOTAVAIL) if !reaches_out() => NoAddress::OfFamily.into(),
+        _ => error,
+    }
+}
+
+/// Whether the system finds an address of ours from which to reach this one. It chooses as it does for TCP, and takes a
+/// port that is none of TCP's; nothing is sent.
+fn reaches_out(addr: SocketAddr) -> bool {
+    let any: IpAddr = match addr {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let asked = UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(addr));
+    !asked.is_err_and(|error| error.raw_os_error() == Some(libc::EADDRNOTAVAIL))
 }
 
 /// A connect to a local port that nobody listens on can be given that very port to come from, and meets itself (RFC
@@ -143,6 +133,7 @@ fn check_other_end(stream: &TcpStream) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edge::connect::Shortage;
 
     #[test]
     fn a_source_address_takes_no_port_before_it_is_known_where_it_goes() {
@@ -154,6 +145,25 @@ mod tests {
 
         let source = socket.local_addr().unwrap().as_socket();
         assert_eq!(source, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))));
+    }
+
+    #[test]
+    fn a_port_that_is_missing_is_told_from_an_address() {
+        let failed = || io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
+
+        let port = told_apart(failed(), || true);
+        let address = told_apart(failed(), || false);
+        let other = told_apart(io::ErrorKind::TimedOut.into(), || panic!("it is not asked"));
+
+        assert_eq!(Shortage::of(&port), Some(Shortage::Ports));
+        assert_eq!(Shortage::of(&address), None);
+        assert_eq!(address.kind(), io::ErrorKind::AddrNotAvailable);
+        assert_eq!(other.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn an_address_that_is_reached_out_to_need_not_be_there() {
+        assert!(reaches_out(SocketAddr::from((Ipv4Addr::LOCALHOST, 1))));
     }
 
     #[tokio::test]

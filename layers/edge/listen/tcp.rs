@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream, ToSocketAddrs, lookup_host};
 use tokio_util::net::Listener;
 
 use crate::edge::{
-    options::{Keepalive, StreamOptions},
+    options::{Keepalive, StreamOptions, stream_setters},
     sockopt::{set_defer_accept, set_fast_open},
 };
 
@@ -92,32 +92,12 @@ impl Default for TcpOptions {
 }
 
 impl TcpOptions {
+    stream_setters!();
+
     /// So many connections wait in the kernel to be accepted; `net.core.somaxconn` caps it. Default: 4096.
     #[must_use]
     pub fn backlog(mut self, connections: u32) -> Self {
         self.backlog = connections;
-        self
-    }
-
-    /// Sends small writes at once (TCP_NODELAY), rather than waiting for more. Default: on.
-    #[must_use]
-    pub fn nodelay(mut self, on: bool) -> Self {
-        self.stream.nodelay = on;
-        self
-    }
-
-    /// Probes silent connections, so that a peer that vanished is noticed. Default: [`Keepalive::default`].
-    #[must_use]
-    pub fn keepalive(mut self, keepalive: Option<Keepalive>) -> Self {
-        self.stream.keepalive = keepalive;
-        self
-    }
-
-    /// Breaks a connection whose data was not acknowledged for so long (TCP_USER_TIMEOUT, RFC 5482), in
-    /// milliseconds and at least one. Default: the system's, about 15 minutes.
-    #[must_use]
-    pub fn user_timeout(mut self, limit: Duration) -> Self {
-        self.stream.user_timeout = Some(limit);
         self
     }
 
@@ -141,22 +121,6 @@ impl TcpOptions {
     #[must_use]
     pub fn defer_accept(mut self, limit: Duration) -> Self {
         self.defer_accept = Some(limit);
-        self
-    }
-
-    /// The kernel's receive buffer of each connection, in bytes; setting it turns its automatic sizing off.
-    /// Default: automatic.
-    #[must_use]
-    pub fn receive_buffer(mut self, bytes: usize) -> Self {
-        self.stream.receive_buffer = Some(bytes);
-        self
-    }
-
-    /// The kernel's send buffer of each connection, in bytes; setting it turns its automatic sizing off.
-    /// Default: automatic.
-    #[must_use]
-    pub fn send_buffer(mut self, bytes: usize) -> Self {
-        self.stream.send_buffer = Some(bytes);
         self
     }
 
