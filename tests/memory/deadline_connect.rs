@@ -17,6 +17,7 @@ use tower_service::Service;
 
 use crate::support::{
     io::Script,
+    readings::recorded,
     service::{millis, secs},
 };
 
@@ -117,6 +118,65 @@ async fn the_connector_finds_the_deadline_when_it_is_called_and_nobody_does_afte
 
     assert!(opened.is_ok());
     assert_eq!(Deadline::current(), Deadline::NEVER);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_connector_finds_the_deadline_whenever_it_is_polled_as_well() {
+    let connector = service_fn(async |()| {
+        sleep(secs(1)).await;
+        assert_eq!(Deadline::current().remaining(), secs(2));
+        opened().await
+    });
+
+    let connecting = within(secs(3))
+        .layer(connector)
+        .oneshot(());
+
+    assert!(connecting.await.is_ok());
+    assert_eq!(Deadline::current(), Deadline::NEVER);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_counts_once_what_is_not_open_in_time_and_lets_it_go_on() {
+    let (layer, metrics) = recorded(|| within(secs(1)).dry_run(true));
+    let connector = layer.layer(service_fn(async |time: Duration| {
+        sleep(time).await;
+        assert_eq!(Deadline::current(), Deadline::NEVER);
+        opened().await
+    }));
+
+    for time in [millis(999), secs(3), secs(90)] {
+        assert!(
+            connector
+                .clone()
+                .oneshot(time)
+                .await
+                .is_ok()
+        );
+    }
+
+    let spared = metrics.of("tower_net_dry_run_total", &[("reason", "upstream")]);
+    assert_eq!(spared, 2.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_a_dry_run_the_callers_deadline_holds_as_ever() {
+    for (caller, counted) in [(5, 1.0), (1, 0.0)] {
+        let (layer, metrics) = recorded(|| within(secs(2)).dry_run(true));
+        let connector = layer.layer(service_fn(async |()| {
+            pending::<Result<Conn<Script>, BoxError>>().await
+        }));
+        let start = Instant::now();
+
+        let connecting = Deadline::within(secs(caller)).scope(connector.oneshot(()));
+        let error = connecting.await.unwrap_err();
+
+        assert_eq!(start.elapsed(), secs(caller));
+        let elapsed = find::<ConnectElapsed>(&*error).unwrap();
+        assert_eq!(elapsed.spent(), Spent::Caller);
+        let spared = metrics.of("tower_net_dry_run_total", &[("reason", "upstream")]);
+        assert_eq!(spared, counted);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -61,7 +61,9 @@
 //! The [`Deadline`](crate::Deadline) of the caller, as it is [current](crate::Deadline::current) when the connector is
 //! called, holds as well. The error says which of the two ran out, see [`Spent`](crate::Spent).
 //!
-//! None of these has a dry run: `tower_net_connect_seconds` is the data to choose them from.
+//! None of these has a dry run: they are here so that nothing lasts for ever. The one to be chosen from data is that of the
+//! [`ConnectDeadlineLayer`](crate::deadline::ConnectDeadlineLayer) around them, which has one, and
+//! `tower_net_connect_seconds` is the data.
 //!
 //! # Metrics
 //!

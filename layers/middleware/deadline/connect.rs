@@ -3,11 +3,12 @@ use std::{
     fmt, io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -16,7 +17,7 @@ use crate::{
         error::{BoxError, ConfigError},
         time::{KeepsTime, Timer},
     },
-    conn::{Ambient, Deadline, Spent, spent::Allowance},
+    conn::{Ambient, CloseReason, Deadline, Entered, Spent, refusals::Spared, spent::Allowance},
 };
 
 /// Gives the opening of a connection one deadline, from the lookup of its name to the last word of its handshake.
@@ -25,7 +26,7 @@ use crate::{
 /// Connectors and layers inside have limits of their own, for one address or for the handshake; this one they share.
 ///
 /// The caller's [`Deadline`] holds as well, if it is earlier. What is inside finds the earlier of the two as the
-/// [current](Deadline::current) one when it is called.
+/// [current](Deadline::current) one, when it is called and whenever it is polled.
 ///
 /// ```
 /// use std::time::Duration;
@@ -56,6 +57,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct ConnectDeadlineLayer {
     limit: Duration,
+    /// In a dry run, what counts the limit when it passes.
+    spared: Option<Spared>,
     keeps_time: Arc<KeepsTime>,
 }
 
@@ -71,8 +74,18 @@ impl ConnectDeadlineLayer {
         }
         Ok(Self {
             limit,
+            spared: None,
             keeps_time: Arc::default(),
         })
+    }
+
+    /// Only counts, as `upstream` in `tower_net_dry_run_total`, what is not open within the limit, and lets it go on; what
+    /// is inside finds the caller's deadline alone, which holds as ever. The metric's handle is made here: install
+    /// the recorder first. Default: off.
+    #[must_use]
+    pub fn dry_run(mut self, on: bool) -> Self {
+        self.spared = on.then(|| Spared::new([CloseReason::Upstream]));
+        self
     }
 }
 
@@ -83,6 +96,7 @@ impl<S> Layer<S> for ConnectDeadlineLayer {
         ConnectDeadline {
             inner,
             limit: self.limit,
+            spared: self.spared.clone(),
             keeps_time: Arc::clone(&self.keeps_time),
         }
     }
@@ -93,6 +107,7 @@ impl<S> Layer<S> for ConnectDeadlineLayer {
 pub struct ConnectDeadline<S> {
     inner: S,
     limit: Duration,
+    spared: Option<Spared>,
     keeps_time: Arc<KeepsTime>,
 }
 
@@ -112,21 +127,54 @@ where
     }
 
     fn call(&mut self, target: T) -> Self::Future {
-        let allowed = Allowance::begin(self.limit, Deadline::current());
-        let connecting = if allowed.is_over() {
-            None
-        } else if allowed.deadline() == Deadline::NEVER {
-            Some(self.inner.call(target))
-        } else {
-            let ambient = Ambient::enter();
-            ambient.set(Ambient::At(allowed.deadline()));
-            Some(self.inner.call(target))
+        let limit = match self.spared {
+            None => self.limit,
+            Some(_) => Duration::MAX,
         };
+        let allowed = Allowance::begin(limit, Deadline::current());
+        let trial = self
+            .spared
+            .as_ref()
+            .and_then(|spared| Trial::begin(self.limit, allowed, spared));
+        let connecting = (!allowed.is_over()).then(|| {
+            let _ambient = enter(allowed);
+            self.inner.call(target)
+        });
         ConnectDeadlineFuture {
             connecting,
             allowed,
+            trial,
             timer: Timer::default(),
         }
+    }
+}
+
+/// What is inside finds the time that it has.
+fn enter(allowed: Allowance) -> Option<Entered> {
+    if allowed.deadline() == Deadline::NEVER {
+        return None;
+    }
+    let ambient = Ambient::enter();
+    ambient.set(Ambient::At(allowed.deadline()));
+    Some(ambient)
+}
+
+/// A limit that is only counted, once.
+#[derive(Debug)]
+struct Trial {
+    by: Instant,
+    spared: Spared,
+}
+
+impl Trial {
+    /// None if it cannot pass before the time is over in earnest.
+    fn begin(limit: Duration, allowed: Allowance, spared: &Spared) -> Option<Self> {
+        let own = Deadline::within(limit);
+        let by = own
+            .instant()
+            .filter(|_| own < allowed.deadline())?;
+        let spared = spared.clone();
+        Some(Self { by, spared })
     }
 }
 
@@ -139,6 +187,8 @@ pin_project! {
         #[pin]
         connecting: Option<F>,
         allowed: Allowance,
+        // In a dry run, until the limit has passed.
+        trial: Option<Trial>,
         #[pin]
         timer: Timer,
     }
@@ -162,23 +212,38 @@ where
             return elapsed(None);
         };
         // First the connector, which may know where the time went.
-        if let Poll::Ready(connected) = connecting.poll(cx) {
+        let ambient = enter(allowed);
+        let connected = connecting.poll(cx);
+        drop(ambient);
+        if let Poll::Ready(connected) = connected {
             return match connected {
                 Ok(conn) => Poll::Ready(Ok(conn)),
                 Err(error) if allowed.is_over() => elapsed(Some(error.into())),
                 Err(error) => Poll::Ready(Err(error.into())),
             };
         }
-        if let Some(by) = allowed.instant() {
+        if let Some(trial) = this.trial.as_ref() {
             if !this.timer.is_armed() {
+                this.timer.as_mut().arm(trial.by);
+            }
+            ready!(this.timer.as_mut().poll(cx));
+            trial
+                .spared
+                .count(CloseReason::Upstream, 1);
+            *this.trial = None;
+            if let Some(by) = allowed.instant() {
                 this.timer.as_mut().arm(by);
             }
-            if this.timer.poll(cx).is_ready() {
-                this.connecting.set(None);
-                return elapsed(None);
-            }
         }
-        Poll::Pending
+        let Some(by) = allowed.instant() else {
+            return Poll::Pending;
+        };
+        if !this.timer.is_armed() {
+            this.timer.as_mut().arm(by);
+        }
+        ready!(this.timer.poll(cx));
+        this.connecting.set(None);
+        elapsed(None)
     }
 }
 
