@@ -3,7 +3,12 @@ use std::{
     time::Duration,
 };
 
-use crate::conn::{CloseReason, ConnInfo, Deadline, deadline::Ambient, turn::Turn, waits::NEVER};
+use crate::conn::{
+    CloseReason, ConnInfo, Deadline,
+    deadline::Ambient,
+    turn::Turn,
+    waits::{NEVER, Way},
+};
 
 /// The handle to the running connection, for the handler that needs more than the defaults give it.
 impl ConnInfo {
@@ -67,24 +72,19 @@ impl ConnInfo {
     ///
     /// [`io::ErrorKind::TimedOut`]: std::io::ErrorKind::TimedOut
     pub fn set_read_deadline(&self, deadline: Deadline) {
-        self.waits
-            .read_late
-            .set(deadline.has_passed());
-        self.waits
-            .read_by
-            .set(self.stamp_of(deadline));
-        self.ending.wake();
+        self.set_deadline(Way::Read, deadline);
     }
 
     /// Lets every write that is not done by `deadline` fail, as [`set_read_deadline`](Self::set_read_deadline)
     /// does for reads.
     pub fn set_write_deadline(&self, deadline: Deadline) {
+        self.set_deadline(Way::Write, deadline);
+    }
+
+    fn set_deadline(&self, way: Way, deadline: Deadline) {
+        let by = self.stamp_of(deadline);
         self.waits
-            .write_late
-            .set(deadline.has_passed());
-        self.waits
-            .write_by
-            .set(self.stamp_of(deadline));
+            .set_absolute(way, by, deadline.has_passed());
         self.ending.wake();
     }
 

@@ -9,7 +9,7 @@ use std::{
     sync::{
         OnceLock,
         atomic::{
-            AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
+            AtomicBool, AtomicU8, AtomicU32, AtomicU64,
             Ordering::{Relaxed, SeqCst},
             fence,
         },
@@ -45,9 +45,9 @@ pub(crate) struct Waits {
     /// A write, flush or shutdown is pending.
     pub(crate) blocked: Flag,
     /// How many replies have bytes ready that the peer has given no room for, by a window of the protocol's own.
-    held_back: AtomicUsize,
+    held_back: AtomicU32,
     /// How often it has given such room, or has one of them gone on. (Both may have several writers.)
-    room_given: AtomicU64,
+    room_given: AtomicU32,
     /// A request is being worked on.
     pub(crate) busy: Flag,
     /// A request has come in part.
@@ -69,27 +69,33 @@ pub(crate) struct Waits {
     /// How much sooner some limits pass.
     pub(crate) strain: Strained,
     pub(crate) suspended: AtomicU32,
-    /// Time that was given to what is under way, in nanoseconds, and that the crossing has not taken yet.
-    extra: AtomicU64,
     /// What is late, for the crossing to end in order.
     late: AtomicU8,
     /// Points in time by which the present step must be done.
     pub(crate) request_by: By,
     pub(crate) handler_by: By,
     pub(crate) reply_by: By,
-    pub(crate) read_by: By,
-    pub(crate) write_by: By,
-    /// The absolute read or write deadline has passed.
-    pub(crate) read_late: Flag,
-    pub(crate) write_late: Flag,
-    strangers: OnceLock<Box<Strangers>>,
+    seldom: OnceLock<Box<Seldom>>,
 }
 
-/// Other tasks than the connection's own that wait on its stream, which has been given away.
+/// What most connections never have.
 #[derive(Debug, Default)]
-struct Strangers {
+struct Seldom {
+    /// Other tasks than the connection's own that wait on its stream, which has been given away.
     reader: AtomicWaker,
     writer: AtomicWaker,
+    /// The absolute deadlines that a handler set for its own reads and writes.
+    read: Absolute,
+    write: Absolute,
+    /// Time that was given to what is under way, in nanoseconds, and that the crossing has not taken yet.
+    extra: AtomicU64,
+}
+
+/// A point in time by which a read or write must be done, and whether that has passed.
+#[derive(Debug, Default)]
+struct Absolute {
+    by: By,
+    late: Flag,
 }
 
 impl Waits {
@@ -100,8 +106,8 @@ impl Waits {
             turn: AtomicU64::new(0),
             reading: Flag::default(),
             blocked: Flag::default(),
-            held_back: AtomicUsize::new(0),
-            room_given: AtomicU64::new(0),
+            held_back: AtomicU32::new(0),
+            room_given: AtomicU32::new(0),
             busy: Flag::default(),
             receiving: Flag::default(),
             driven: Flag::default(),
@@ -113,16 +119,11 @@ impl Waits {
             spares_replies: Flag::default(),
             strain: Strained::default(),
             suspended: AtomicU32::new(0),
-            extra: AtomicU64::new(0),
             late: AtomicU8::new(0),
             request_by: By::default(),
             handler_by: By::default(),
             reply_by: By::default(),
-            read_by: By::default(),
-            write_by: By::default(),
-            read_late: Flag::default(),
-            write_late: Flag::default(),
-            strangers: OnceLock::new(),
+            seldom: OnceLock::new(),
         }
     }
 
@@ -165,8 +166,9 @@ impl Waits {
     /// The peer has given room so often.
     #[cfg(feature = "http")]
     pub(crate) fn give_room(&self, times: u64) {
+        // Only that it changes counts.
         self.room_given
-            .fetch_add(times, Relaxed);
+            .fetch_add(times as u32, Relaxed);
     }
 
     /// What changes as the peer takes something: bytes that are written while a write waits, else the room that it
@@ -176,7 +178,7 @@ impl Waits {
         if self.blocked.get() {
             self.moved_out() & (u64::MAX >> 1)
         } else {
-            self.room_given.load(Relaxed) | !(u64::MAX >> 1)
+            u64::from(self.room_given.load(Relaxed)) | !(u64::MAX >> 1)
         }
     }
 
@@ -187,17 +189,19 @@ impl Waits {
 
     /// Gives what is under way more time.
     pub(crate) fn give_extra(&self, by: Duration) {
-        self.extra
+        self.seldom()
+            .extra
             .fetch_add(plus(0, by), Relaxed);
     }
 
     /// Takes the time that was given.
     pub(crate) fn take_extra(&self) -> Option<Duration> {
+        let extra = &self.seldom.get()?.extra;
         // A look first: it is mostly zero, and taking locks the bus.
-        if self.extra.load(Relaxed) == 0 {
+        if extra.load(Relaxed) == 0 {
             return None;
         }
-        Some(Duration::from_nanos(self.extra.swap(0, Relaxed)))
+        Some(Duration::from_nanos(extra.swap(0, Relaxed)))
     }
 
     /// The watch begins to look. What others do from now on they must tell it.
@@ -228,15 +232,13 @@ impl Waits {
 
     /// Remembers a task that reads a stream it was given. It must look once more afterwards.
     pub(crate) fn register_reader(&self, waker: &Waker) {
-        let strangers = self.strangers.get_or_init(Box::default);
-        strangers.reader.register(waker);
+        self.seldom().reader.register(waker);
         fence(SeqCst);
     }
 
     /// Remembers a task that writes a stream it was given. It must look once more afterwards.
     pub(crate) fn register_writer(&self, waker: &Waker) {
-        let strangers = self.strangers.get_or_init(Box::default);
-        strangers.writer.register(waker);
+        self.seldom().writer.register(waker);
         fence(SeqCst);
     }
 
@@ -244,10 +246,43 @@ impl Waits {
     pub(crate) fn wake_strangers(&self) {
         // With the fences above: either they are found here, or they see the change.
         fence(SeqCst);
-        if let Some(strangers) = self.strangers.get() {
-            strangers.reader.wake();
-            strangers.writer.wake();
+        if let Some(seldom) = self.seldom.get() {
+            seldom.reader.wake();
+            seldom.writer.wake();
         }
+    }
+
+    fn seldom(&self) -> &Seldom {
+        self.seldom.get_or_init(Box::default)
+    }
+
+    fn absolute(&self, way: Way) -> Option<&Absolute> {
+        let seldom = self.seldom.get()?;
+        Some(match way {
+            Way::Read => &seldom.read,
+            Way::Write => &seldom.write,
+        })
+    }
+
+    /// Sets the absolute deadline of all reads or writes, which may have passed already.
+    pub(crate) fn set_absolute(&self, way: Way, by: Stamp, late: bool) {
+        self.seldom();
+        if let Some(absolute) = self.absolute(way) {
+            absolute.late.set(late);
+            absolute.by.set(by);
+        }
+    }
+
+    /// When the absolute deadline passes, unless it has.
+    pub(crate) fn absolute_by(&self, way: Way) -> Stamp {
+        self.absolute(way)
+            .map_or(NEVER, |absolute| absolute.by.get())
+    }
+
+    /// Whether it has passed.
+    pub(crate) fn is_absolutely_late(&self, way: Way) -> bool {
+        self.absolute(way)
+            .is_some_and(|absolute| absolute.late.get())
     }
 
     /// Tells the crossing what is late.
@@ -281,6 +316,13 @@ pub(crate) enum Late {
     Request = 1,
     Handler = 2,
     Reply = 4,
+}
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Way {
+    Read,
+    Write,
 }
 
 /// A switch with one writer.

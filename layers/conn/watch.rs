@@ -28,7 +28,7 @@ use crate::{
         refusals::Spared,
         strain::Strain,
         turn::Turn,
-        waits::{Late, NEVER, Stamp, plus},
+        waits::{Late, NEVER, Stamp, Way, plus},
     },
 };
 
@@ -237,8 +237,8 @@ impl Watch {
             .min(waits.handler_by.get());
         let set = set
             .min(waits.reply_by.get())
-            .min(waits.read_by.get());
-        if set.min(waits.write_by.get()) < self.armed {
+            .min(waits.absolute_by(Way::Read));
+        if set.min(waits.absolute_by(Way::Write)) < self.armed {
             return true;
         }
         if !self.ticking {
@@ -467,25 +467,20 @@ impl Watch {
 /// The absolute deadlines that a handler set for its own reads and writes.
 fn look_at_io_deadlines(now: Stamp, info: &ConnInfo) -> Result<Stamp, Verdict> {
     let waits = &info.waits;
-    let mut told = false;
-    for (by, late) in [
-        (&waits.read_by, &waits.read_late),
-        (&waits.write_by, &waits.write_late),
-    ] {
-        if by.get() <= now {
-            by.clear();
-            late.set(true);
+    let (mut next, mut told) = (NEVER, false);
+    for way in [Way::Read, Way::Write] {
+        let by = waits.absolute_by(way);
+        if by <= now {
+            waits.set_absolute(way, NEVER, true);
             told = true;
         }
+        next = next.min(by);
     }
     if told {
         waits.wake_strangers();
         return Err(Verdict::Told);
     }
-    Ok(waits
-        .read_by
-        .get()
-        .min(waits.write_by.get()))
+    Ok(next)
 }
 
 /// `age`, up to `share` of it sooner or later, so that connections opened together do not all end together.

@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     base::io::{Io, Pipe},
-    conn::{CloseReason, ConnInfo, Elapsed, reset_on_drop, turn::Turn},
+    conn::{CloseReason, ConnInfo, Elapsed, reset_on_drop, turn::Turn, waits::Way},
 };
 
 /// A stream that reports its progress, and that fails once a limit of its connection has passed.
@@ -54,7 +54,7 @@ impl<I: Io> DeadlineIo<I> {
                     self.info.ending.wake();
                 }
                 waits.register_writer(cx.waker());
-                self.check(waits.write_late.get())?;
+                self.check(waits.is_absolutely_late(Way::Write))?;
             }
             Poll::Ready(Err(error)) => self.info.ending.saw_failure(error),
             Poll::Pending | Poll::Ready(Ok(_)) => {}
@@ -78,7 +78,7 @@ impl<I: Io> DeadlineIo<I> {
                     self.info.ending.wake();
                 }
                 waits.register_reader(cx.waker());
-                self.check(waits.read_late.get())?;
+                self.check(waits.is_absolutely_late(Way::Read))?;
             }
             Poll::Pending => {}
             Poll::Ready(Err(error)) => self.info.ending.saw_failure(error),
@@ -107,7 +107,11 @@ impl<I: Io> Io for DeadlineIo<I> {
     }
 
     fn poll_read_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
-        self.check(self.info.waits.read_late.get())?;
+        self.check(
+            self.info
+                .waits
+                .is_absolutely_late(Way::Read),
+        )?;
         let result = self.io.poll_read_pipe(cx, pipe);
         self.read(result, |read| Some(*read), cx)
     }
@@ -117,7 +121,11 @@ impl<I: Io> Io for DeadlineIo<I> {
         cx: &mut Context<'_>,
         pipe: &mut Pipe,
     ) -> Poll<io::Result<usize>> {
-        self.check(self.info.waits.write_late.get())?;
+        self.check(
+            self.info
+                .waits
+                .is_absolutely_late(Way::Write),
+        )?;
         let result = self.io.poll_write_pipe(cx, pipe);
         self.moved(result, cx)
     }
@@ -129,7 +137,11 @@ impl<I: Io> AsyncRead for DeadlineIo<I> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check(self.info.waits.read_late.get())?;
+        self.check(
+            self.info
+                .waits
+                .is_absolutely_late(Way::Read),
+        )?;
         let before = buf.filled().len();
         let result = Pin::new(&mut self.io).poll_read(cx, buf);
         let read = buf.filled().len() - before;
@@ -144,7 +156,11 @@ impl<I: Io> AsyncWrite for DeadlineIo<I> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.check(self.info.waits.write_late.get())?;
+        self.check(
+            self.info
+                .waits
+                .is_absolutely_late(Way::Write),
+        )?;
         let result = Pin::new(&mut self.io).poll_write(cx, buf);
         self.moved(result, cx)
     }
@@ -154,13 +170,21 @@ impl<I: Io> AsyncWrite for DeadlineIo<I> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check(self.info.waits.write_late.get())?;
+        self.check(
+            self.info
+                .waits
+                .is_absolutely_late(Way::Write),
+        )?;
         let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
         self.moved(result, cx)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check(self.info.waits.write_late.get())?;
+        self.check(
+            self.info
+                .waits
+                .is_absolutely_late(Way::Write),
+        )?;
         let result = Pin::new(&mut self.io).poll_flush(cx);
         self.written(result, cx)
     }
