@@ -131,6 +131,25 @@ async fn half_a_head_behind_a_body_is_late() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn half_a_head_behind_a_body_in_chunks_is_late_with_and_without_trailers() {
+    for trailers in ["", "digest: none\r\n"] {
+        let mut peer = guarded();
+        let head = "POST /sum HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n";
+        peer.send(format!("{head}3\r\nabc\r\n0\r\n{trailers}\r\n"))
+            .await;
+        assert_eq!(peer.response().await.1, "3");
+        sleep(secs(60)).await;
+        peer.send("G").await;
+        let start = Instant::now();
+
+        assert!(peer.ended().await.is_err());
+
+        assert_eq!(start.elapsed(), secs(10));
+        assert_eq!(peer.info.close_reason(), Some(CloseReason::Request));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_goes_on_after_its_response_is_no_head() {
     let bodies = [
         ("content-length: 60", "x", ""),

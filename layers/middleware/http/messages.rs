@@ -1,8 +1,9 @@
 //! Where a request of HTTP/1 begins.
 
-use memchr::memchr;
-
-use crate::middleware::http::progress::BodyLength;
+use crate::{
+    base::http1::{Chunks, Line},
+    middleware::http::progress::BodyLength,
+};
 
 /// Follows the bytes of HTTP/1, and says whether those of a head are here that hyper has not taken.
 ///
@@ -15,45 +16,50 @@ pub(super) struct Messages {
     /// Where the head that is here in part has got to, if its end is looked for.
     line: Option<Line>,
     /// What was read behind the end of that head, if it was found.
-    beyond: Option<u64>,
-    /// How much of the body of the last request is still to come.
-    body: u64,
+    beyond: Option<Beyond>,
+    /// What of the last request is still to come.
+    body: Body,
     /// The last bytes that were read.
     last: u64,
 }
 
-/// Where in its line a head is. A line ends with LF, as hyper has it (RFC 9112, section 2.2).
-#[derive(Debug, Clone, Copy)]
-enum Line {
-    /// Before the first, where empty ones are ignored.
-    Before,
-    /// At its beginning.
-    New,
-    /// At its beginning, but for a CR.
-    Return,
-    Inside,
+/// What is behind a head before it is known what that is.
+#[derive(Debug)]
+struct Beyond {
+    length: u64,
+    /// Where it is, if it is a body in chunks that has not ended.
+    chunks: Option<Chunks>,
+    /// What is behind the end of that.
+    rest: u64,
 }
 
-impl Line {
-    /// Goes on with `bytes`, up to the end of the head if it is there: how many they were.
-    fn find_end(&mut self, bytes: &[u8]) -> Option<usize> {
-        let mut at = 0;
-        loop {
-            let next = bytes.get(at).copied();
-            match (*self, next?) {
-                (Self::New | Self::Return, b'\n') => return Some(at + 1),
-                (Self::New, b'\r') => *self = Self::Return,
-                (Self::Before, b'\r' | b'\n') => {}
-                _ => {
-                    let Some(rest) = memchr(b'\n', &bytes[at..]) else {
-                        *self = Self::Inside;
-                        return None;
-                    };
-                    *self = Self::New;
-                    at += rest;
-                }
-            }
-            at += 1;
+#[derive(Debug)]
+enum Body {
+    Known(u64),
+    Chunks(Chunks),
+    /// Chunks, somewhere.
+    Somewhere,
+}
+
+impl Beyond {
+    fn new() -> Self {
+        Self {
+            length: 0,
+            chunks: Some(Chunks::new()),
+            rest: 0,
+        }
+    }
+
+    fn read(&mut self, bytes: &[u8]) {
+        let length = bytes.len() as u64;
+        self.length += length;
+        let Some(chunks) = &mut self.chunks else {
+            self.rest += length;
+            return;
+        };
+        if let Some(end) = chunks.find_end(bytes) {
+            self.chunks = None;
+            self.rest = length - end as u64;
         }
     }
 }
@@ -64,7 +70,7 @@ impl Messages {
             begun: false,
             line: None,
             beyond: None,
-            body: 0,
+            body: Body::Known(0),
             last: 0,
         }
     }
@@ -73,60 +79,75 @@ impl Messages {
         self.begun
     }
 
-    pub(super) fn read(&mut self, mut bytes: &[u8]) {
+    pub(super) fn read(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
-        if !self.begun && self.body == 0 {
+        self.note_last(bytes);
+        let in_body = !matches!(self.body, Body::Known(0));
+        let bytes = self.read_body(bytes);
+        if bytes.is_empty() || in_body && bytes == EXTRA {
+            return;
+        }
+        if !self.begun {
             self.begun = true;
             self.line = Some(Line::Before);
         }
-        self.note_last(bytes);
-        if self.body > 0 {
-            bytes = self.read_body(bytes);
-            if bytes.is_empty() || bytes == EXTRA {
-                return;
-            }
-            self.begun = true;
-        }
-        let length = bytes.len() as u64;
         if let Some(beyond) = &mut self.beyond {
-            *beyond += length;
+            beyond.read(bytes);
         } else if let Some(line) = &mut self.line {
-            let end = line.find_end(bytes);
-            self.beyond = end.map(|end| length - end as u64);
+            if let Some(end) = line.find_end(bytes) {
+                self.beyond
+                    .insert(Beyond::new())
+                    .read(&bytes[end..]);
+            }
         }
     }
 
     /// What is behind the body.
     fn read_body<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
-        if self.body == CHUNKED {
-            if self.ends_with(END_OF_CHUNKS) {
-                self.body = 0;
+        let end = match &mut self.body {
+            Body::Known(left) => {
+                let taken = (bytes.len() as u64).min(*left);
+                *left -= taken;
+                return &bytes[taken as usize..];
             }
+            Body::Chunks(chunks) => chunks.find_end(bytes),
+            Body::Somewhere => self
+                .ends_with(END_OF_CHUNKS)
+                .then_some(bytes.len()),
+        };
+        let Some(end) = end else {
             return &[];
-        }
-        let length = bytes.len() as u64;
-        let taken = length.min(self.body);
-        self.body -= taken;
-        &bytes[taken as usize..]
+        };
+        self.body = Body::Known(0);
+        &bytes[end..]
     }
 
     pub(super) fn take(&mut self, body: BodyLength) {
         let beyond = self.beyond.take();
-        let known = beyond.unwrap_or(0);
         self.line = None;
         // What is here in part does not end as a head does.
         let has_more = !self.ends_with(END_OF_HEAD) && !self.ends_with(b"\n\n");
-        (self.body, self.begun) = match body {
-            BodyLength::None => (0, has_more),
-            BodyLength::Known(length) if known > length => {
-                let extra = known - length == EXTRA.len() as u64 && self.ends_with(EXTRA);
-                (0, has_more && !extra)
+        let is_extra = |rest| rest == EXTRA.len() as u64 && self.ends_with(EXTRA);
+        let known = beyond
+            .as_ref()
+            .map_or(0, |beyond| beyond.length);
+        (self.body, self.begun) = match (body, beyond) {
+            (BodyLength::None, _) => (Body::Known(0), has_more),
+            (BodyLength::Known(length), _) if known > length => {
+                (Body::Known(0), has_more && !is_extra(known - length))
             }
-            BodyLength::Known(length) => (length - known, false),
-            BodyLength::Unknown if self.ends_with(END_OF_CHUNKS) => (0, false),
-            BodyLength::Unknown => (CHUNKED, false),
+            (BodyLength::Known(length), _) => (Body::Known(length - known), false),
+            (BodyLength::Unknown, Some(beyond)) => match beyond.chunks {
+                Some(chunks) => (Body::Chunks(chunks), false),
+                None => (
+                    Body::Known(0),
+                    beyond.rest > 0 && has_more && !is_extra(beyond.rest),
+                ),
+            },
+            (BodyLength::Unknown, None) if self.ends_with(END_OF_CHUNKS) => (Body::Known(0), false),
+            (BodyLength::Unknown, None) => (Body::Somewhere, false),
         };
     }
 
@@ -153,9 +174,6 @@ const END_OF_CHUNKS: &[u8] = b"\r\n0\r\n\r\n";
 
 /// Old clients send it after a body, and nobody minds (section 2.2).
 const EXTRA: &[u8] = b"\r\n";
-
-/// Longer than any body that says how long it is.
-const CHUNKED: u64 = u64::MAX;
 
 #[cfg(test)]
 mod tests {
@@ -258,5 +276,23 @@ mod tests {
             begun_after(&[Ok(&whole), taken, Ok(b"G")]),
             [true, false, true]
         );
+    }
+
+    #[test]
+    fn behind_trailers_the_next_head_has_begun_and_not_before() {
+        let taken = Err(BodyLength::Unknown);
+        let body: &[u8] = b"3\r\na\n\n\r\n0\r\ndigest: a\r\n\r\n";
+        for cut in 0..=body.len() {
+            let begins = [POST, &body[..cut]].concat();
+            let begun = begun_after(&[Ok(&begins), taken, Ok(&body[cut..]), Ok(b"G")]);
+            assert_eq!(begun, [true, false, false, true], "{cut}");
+            let with_more = [&body[cut..], b"G"].concat();
+            let begun = begun_after(&[Ok(&begins), taken, Ok(&with_more)]);
+            assert_eq!(begun, [true, false, true], "{cut}");
+        }
+        let with_more = [POST, body, b"G"].concat();
+        assert_eq!(begun_after(&[Ok(&with_more), taken]), [true, true]);
+        let with_extra = [POST, body, b"\r\n"].concat();
+        assert_eq!(begun_after(&[Ok(&with_extra), taken]), [true, false]);
     }
 }

@@ -40,7 +40,7 @@
 //! and on one that takes nothing it is no window.
 //!
 //! A body that is still arriving when its response is over (the handler has given it to a task) has the idle timeout.
-//! Behind a body of HTTP/1 in chunks with trailers, so has the next head.
+//! Of HTTP/1, so has a head behind requests in line the last of which has a body in chunks with trailers.
 //!
 //! A handler finds its deadline as [`Deadline::current`](crate::Deadline::current), and moves it by
 //! [`extend`](crate::ConnInfo::extend); while the deadlines are [stopped](crate::ConnInfo::suspend), so is its own.
