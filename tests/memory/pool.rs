@@ -642,6 +642,11 @@ async fn settings_that_cannot_work_are_refused_by_name() {
     let backoff = ConnectBackoff::default();
     assert_eq!(of(default().backoff(backoff.after(0))), "backoff");
     assert_eq!(of(default().backoff(backoff.first(secs(9)))), "backoff");
+    assert_eq!(of(default().backoff(backoff.first(zero))), "backoff");
+    let off = ConnectBackoff::off();
+    assert_eq!(of(default().backoff(off.after(0))), "backoff");
+    let never = backoff.after(u32::MAX);
+    assert!(PoolLayer::<u16>::new("test", default().backoff(never)).is_ok());
 }
 
 #[test]

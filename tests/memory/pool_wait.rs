@@ -3,16 +3,17 @@
 use std::task::Poll;
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::mpsc::unbounded_channel,
+    time::{Instant, sleep},
+};
 use tokio_test::{assert_pending, task};
 use tower::ServiceBuilder;
 use tower_net::{
     Deadline,
     error::{BoxError, find},
     frame::{Delimited, FrameLayer, Framing, Request},
-    pool::{
-        ConnectBackoff, DialElapsed, DialPanicked, PoolCause, PoolError, PoolPhase, Pooling, Served,
-    },
+    pool::{DialElapsed, DialPanicked, PoolCause, PoolError, PoolPhase, Pooling, Served},
 };
 use tower_service::Service;
 
@@ -25,13 +26,13 @@ use crate::{
     },
 };
 
-fn waits(pool: &mut Lines, to: u16) -> task::Spawn<Get> {
+pub(crate) fn waits(pool: &mut Lines, to: u16) -> task::Spawn<Get> {
     let mut get = task::spawn(pool.call(to));
     assert_pending!(get.poll());
     get
 }
 
-fn served(get: &mut task::Spawn<Get>) -> Lent {
+pub(crate) fn served(get: &mut task::Spawn<Get>) -> Lent {
     assert!(get.is_woken());
     match get.poll() {
         Poll::Ready(served) => served.unwrap(),
@@ -39,7 +40,7 @@ fn served(get: &mut task::Spawn<Get>) -> Lent {
     }
 }
 
-fn refused(get: &mut task::Spawn<Get>) -> PoolError {
+pub(crate) fn refused(get: &mut task::Spawn<Get>) -> PoolError {
     assert!(get.is_woken());
     match get.poll() {
         Poll::Ready(served) => served.unwrap_err(),
@@ -466,6 +467,7 @@ async fn a_get_takes_no_longer_than_the_pools_limit_whatever_it_waits_for() {
 
 #[tokio::test(start_paused = true)]
 async fn a_get_takes_no_longer_than_the_deadline_of_the_request_it_is_for() {
+    let (tell, mut told) = unbounded_channel();
     let (mut pool, exchange, handle) = pool(one_place().within(secs(5)));
     let held = pool.call(1).await.unwrap();
     let asking = pool.clone();
@@ -473,18 +475,14 @@ async fn a_get_takes_no_longer_than_the_deadline_of_the_request_it_is_for() {
     let service = ServiceBuilder::new()
         .layer(FrameLayer::with_framing(Delimited::lines(64), framing).unwrap())
         .service_fn(move |_: Request<Bytes>| {
-            let mut pool = asking.clone();
+            let (mut pool, tell) = (asking.clone(), tell.clone());
             async move {
                 let start = Instant::now();
                 let by = Deadline::current();
                 let get = pool.call(1);
                 tokio::spawn(async move {
                     let error = get.await.unwrap_err();
-                    let PoolCause::Elapsed { is_callers, .. } = error.cause() else {
-                        panic!("{error}");
-                    };
-                    assert!(is_callers & !error.is_retryable());
-                    assert!(by.has_passed() && start.elapsed() < secs(3));
+                    tell.send((error, by.has_passed(), start.elapsed()))
                 });
                 sleep(secs(1)).await;
                 Ok::<_, BoxError>("asked")
@@ -499,6 +497,12 @@ async fn a_get_takes_no_longer_than_the_deadline_of_the_request_it_is_for() {
 
     assert_eq!((handle.snapshot().waiting(), exchange.dials()), (0, 1));
     held.reuse();
+    let (error, has_passed, took) = told.recv().await.unwrap();
+    let PoolCause::Elapsed { is_callers, .. } = error.cause() else {
+        panic!("{error}");
+    };
+    assert!(is_callers & !error.is_retryable());
+    assert!(has_passed && took < secs(3));
 }
 
 #[tokio::test(start_paused = true)]
@@ -518,163 +522,7 @@ async fn one_who_waits_less_than_those_before_gives_up_before_them() {
     assert_pending!(late.poll());
 }
 
-// === A target that cannot be reached
-
-fn backoff() -> ConnectBackoff {
-    ConnectBackoff::default().even_alone(true)
-}
-
-async fn fail(pool: &mut Lines, times: usize) {
-    for _ in 0..times {
-        let error = pool.call(1).await.unwrap_err();
-        assert!(matches!(error.cause(), PoolCause::Connect(_)), "{error}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_target_that_fails_in_a_row_is_left_alone_until_one_dial_succeeds() {
-    let (mut pool, exchange, handle) = pool(Pooling::default().backoff(backoff()));
-    exchange.answer(1, Answer::Refuse);
-    fail(&mut pool, 3).await;
-
-    let error = pool.call(1).await.unwrap_err();
-    let PoolCause::Backoff {
-        failures: 3, left, ..
-    } = error.cause()
-    else {
-        panic!("{error}");
-    };
-    assert!(*left >= millis(99) && *left <= millis(200), "{left:?}");
-    assert!(error.is_retryable());
-    sleep(millis(201)).await;
-    exchange.answer(1, Answer::After(secs(1)));
-    let mut probe = waits(&mut pool, 1);
-    settle().await;
-    let others = pool.call(1).await.unwrap_err();
-    sleep(secs(2)).await;
-
-    assert!(matches!(others.cause(), PoolCause::Backoff { left, .. } if left.is_zero()));
-    let _probe = served(&mut probe);
-    exchange.answer(1, Answer::Connect);
-    assert!(pool.call(1).await.is_ok());
-    assert_eq!((exchange.dials(), handle.snapshot().waiting()), (5, 0));
-}
-
-#[tokio::test(start_paused = true)]
-async fn pauses_grow_with_each_failure_and_begin_anew_after_a_success() {
-    let (mut pool, exchange, _) = pool(Pooling::default().backoff(backoff()));
-    exchange.answer(1, Answer::Refuse);
-    let mut pauses = Vec::new();
-    fail(&mut pool, 2).await;
-
-    for _ in 0..5 {
-        fail(&mut pool, 1).await;
-        let start = Instant::now();
-        while let PoolCause::Backoff { left, .. } = pool
-            .call(2 - 1)
-            .await
-            .unwrap_err()
-            .cause()
-        {
-            pauses.push(*left);
-            sleep(*left).await;
-            if start.elapsed() >= pauses[pauses.len() - 1] {
-                break;
-            }
-        }
-    }
-    let least: Vec<_> = [100, 200, 400, 800, 1_600]
-        .map(millis)
-        .into();
-    for (pause, least) in pauses.iter().zip(&least) {
-        assert!(
-            pause >= &(*least - millis(2)) && *pause <= *least * 2,
-            "{pauses:?}"
-        );
-    }
-    exchange.answer(1, Answer::Connect);
-    sleep(secs(5)).await;
-    drop(pool.call(1).await.unwrap());
-    exchange.answer(1, Answer::Refuse);
-
-    fail(&mut pool, 3).await;
-    let error = pool.call(1).await.unwrap_err();
-    assert!(matches!(error.cause(), PoolCause::Backoff { left, .. } if *left <= millis(200)));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_pool_with_one_target_only_goes_on_dialling_it() {
-    let (mut pool, exchange, _) = pool(Pooling::default());
-    exchange.answer(1, Answer::Refuse);
-    fail(&mut pool, 20).await;
-
-    pool.call(2).await.unwrap().reuse();
-    let error = pool.call(1).await.unwrap_err();
-
-    assert!(matches!(error.cause(), PoolCause::Backoff { .. }));
-    assert_eq!(
-        pool.call(2)
-            .await
-            .unwrap()
-            .acquired()
-            .served(),
-        Served::Idle
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn where_connections_are_in_use_one_waits_for_them_while_the_target_is_down() {
-    let (mut pool, exchange, _) = pool(Pooling::default().backoff(backoff()));
-    let held = pool.call(1).await.unwrap();
-    let other = pool.call(1).await.unwrap();
-    exchange.answer(1, Answer::Refuse);
-    fail(&mut pool, 3).await;
-
-    let (mut first, mut second) = (waits(&mut pool, 1), waits(&mut pool, 1));
-    held.reuse();
-    assert_eq!(served(&mut first).acquired().served(), Served::Late);
-    // It is dropped: with the last one there is nothing left to wait for.
-    drop(other);
-
-    let error = refused(&mut second);
-    assert!(
-        matches!(error.cause(), PoolCause::Backoff { .. }),
-        "{error}"
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn when_the_pause_is_over_one_of_those_who_wait_dials() {
-    let (mut pool, exchange, _) = pool(Pooling::default().backoff(backoff()));
-    let held = pool.call(1).await.unwrap();
-    exchange.answer(1, Answer::Refuse);
-    fail(&mut pool, 3).await;
-    let (mut first, second) = (waits(&mut pool, 1), waits(&mut pool, 1));
-    exchange.answer(1, Answer::Connect);
-
-    sleep(millis(202)).await;
-    assert!(first.is_woken() && !second.is_woken());
-    assert_pending!(first.poll());
-    settle().await;
-
-    served(&mut first);
-    assert!(second.is_woken());
-    drop(held);
-}
-
-#[tokio::test(start_paused = true)]
-async fn no_more_failing_targets_are_remembered_than_there_are_places() {
-    let (mut pool, exchange, handle) = pool(Pooling::default().max_open(10));
-    for to in 100..200 {
-        exchange.answer(to, Answer::Refuse);
-        pool.call(to).await.unwrap_err();
-    }
-
-    assert_eq!(handle.snapshot().targets(), 10);
-    sleep(secs(6)).await;
-
-    assert_eq!(handle.snapshot().targets(), 0);
-}
+// === What is said of it
 
 #[tokio::test(start_paused = true)]
 async fn the_whole_line_is_told_what_there_is_to_say() {

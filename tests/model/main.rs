@@ -22,6 +22,9 @@ mod base {
     pub(crate) mod time {
         pub(crate) use tokio::time::Instant;
 
+        pub(crate) const FOREVER: std::time::Duration =
+            std::time::Duration::from_secs(100 * 365 * 86_400);
+
         pub(crate) fn now() -> Instant {
             Instant::now()
         }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::{
-    io::{DuplexStream, duplex},
+    io::{AsyncWriteExt, DuplexStream, duplex},
     time::sleep,
 };
 use tower_net::{Conn, Deadline, io::GuardedIo};
@@ -44,6 +44,10 @@ pub enum Answer {
     RefuseAfter(Duration),
     Hang,
     Panic,
+    /// Connects, and ends the connection at once.
+    Close,
+    /// Connects, and says something.
+    Greet,
 }
 
 /// The near end of a connection; counts itself.
@@ -127,7 +131,7 @@ impl Service<u16> for Exchange {
         };
         Box::pin(async move {
             match answer {
-                Answer::Connect => {}
+                Answer::Connect | Answer::Close | Answer::Greet => {}
                 Answer::After(time) => sleep(time).await,
                 Answer::Refuse => return Err(io::ErrorKind::ConnectionRefused.into()),
                 Answer::RefuseAfter(time) => {
@@ -137,9 +141,13 @@ impl Service<u16> for Exchange {
                 Answer::Hang => pending().await,
                 Answer::Panic => panic!("told to panic"),
             }
-            let (near, far) = duplex(64);
+            let (near, mut far) = duplex(64);
+            if let Answer::Greet = answer {
+                far.write_all(b"220").await?;
+            }
+            let far = (!matches!(answer, Answer::Close)).then_some(far);
             let mut state = open.state.lock().unwrap();
-            state.far.push(Some(far));
+            state.far.push(far);
             *state.open.entry(to).or_default() += 1;
             drop(state);
             open.is_open = true;

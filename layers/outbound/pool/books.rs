@@ -7,6 +7,7 @@
 //! - Where somebody waits for a target, nothing idle of that target is left.
 //! - Those who wait for a target are served in the order of their coming, by whatever comes first: a connection that
 //!   is given back, or one that was dialled, for whom ever.
+//! - A target is among the [lines](Books::lines) as long as somebody waits for it.
 //! - A target is known as long as it has a place, somebody who waits, a number to keep warm, or a failure that is
 //!   worth remembering.
 //! - Nobody is woken and nothing is dropped here: both are left in [`After`], for whoever holds the lock to let go.
@@ -25,6 +26,7 @@ use tokio::time::Instant;
 use super::{
     fates::{Gone, Refusal},
     health::{ConnectBackoff, Health},
+    rounds::Walk,
 };
 
 /// What is kept here: a connection, of which only this matters.
@@ -64,26 +66,30 @@ impl Counts {
     }
 }
 
-/// The books of one pool: targets `K`, connections `C`, and `A` by which a dial is called off.
+/// The books of one pool: targets `K`, connections `C`, `A` by which a dial is called off, and `W` by which one is begun
+/// for a target that is kept warm.
 #[derive(Debug)]
-pub(super) struct Books<K, C, A> {
+pub(super) struct Books<K, C, A, W> {
     pub(super) limits: Limits,
     pub(super) counts: Counts,
     /// Whoever is to be woken without the lock, of whom there is mostly one at the most.
     pub(super) wake: Option<Waker>,
-    pub(super) after: After<C, A>,
-    pub(super) targets: Slab<Target<K, C, A>>,
+    pub(super) after: After<C, A, W>,
+    pub(super) targets: Slab<Target<K, C, A, W>>,
     pub(super) waiters: Slab<Waiter<C>>,
     pub(super) index: HashMap<K, usize>,
     /// Of those who wait, so many have not had a place to dial in yet.
     pub(super) queued: usize,
     /// So many targets are known for their failures alone.
     pub(super) remembered: usize,
-    /// There is, or was, a target to keep warm.
-    pub(super) keeps_warm: bool,
-    /// There has been more than one target.
+    /// Targets that somebody waits for, in no order: what is looked for among those who wait is looked for in these.
+    pub(super) lines: Vec<usize>,
+    /// Targets to keep warm, in no order.
+    pub(super) warmed: Vec<usize>,
+    /// More than one target has been known at a time.
     pub(super) several: bool,
-    next: u64,
+    /// The number that was given last: whatever happens later has a higher one.
+    pub(super) next: u64,
     pub(super) round: u64,
     pub(super) closed: bool,
     /// When the pool's own task looks next.
@@ -92,45 +98,51 @@ pub(super) struct Books<K, C, A> {
     pub(super) is_stamping: bool,
     /// When it next says since when that has been so; none for as soon as it can.
     pub(super) stamp_at: Option<Instant>,
+    /// It is on its way round the targets.
+    pub(super) walk: Option<Walk>,
 }
 
 /// What is to be done without the lock.
 #[derive(Debug)]
-pub(super) struct After<C, A> {
+pub(super) struct After<C, A, W> {
     pub(super) wakes: Vec<Waker>,
     /// To be dropped, which may do anything.
     pub(super) outdated: Option<Waker>,
     /// To be closed, and then to be freed where the place is; none where somebody has it already.
     pub(super) closed: Vec<(C, Gone, Option<usize>)>,
     pub(super) called_off: Vec<A>,
+    /// To be dropped as well.
+    pub(super) recipes: Vec<W>,
     /// The pool's own task has something to do sooner than it thinks.
     pub(super) rouse: bool,
 }
 
-impl<C, A> Default for After<C, A> {
+impl<C, A, W> Default for After<C, A, W> {
     fn default() -> Self {
         Self {
             wakes: Vec::new(),
             outdated: None,
             closed: Vec::new(),
             called_off: Vec::new(),
+            recipes: Vec::new(),
             rouse: false,
         }
     }
 }
 
-impl<C, A> After<C, A> {
+impl<C, A, W> After<C, A, W> {
     fn is_empty(&self) -> bool {
         !self.rouse
             && self.wakes.is_empty()
             && self.outdated.is_none()
             && self.closed.is_empty()
             && self.called_off.is_empty()
+            && self.recipes.is_empty()
     }
 }
 
 #[derive(Debug)]
-pub(super) struct Target<K, C, A> {
+pub(super) struct Target<K, C, A, W> {
     pub(super) key: K,
     /// The longest idle first.
     pub(super) idle: VecDeque<Idle<C>>,
@@ -140,13 +152,19 @@ pub(super) struct Target<K, C, A> {
     pub(super) dials: BTreeMap<u64, Option<A>>,
     /// Those who wait by their numbers, in order, and where they are.
     pub(super) waiting: VecDeque<(u64, usize)>,
+    /// Where it is among the targets that somebody waits for.
+    pub(super) line: Option<usize>,
     pub(super) health: Health,
     pub(super) is_remembered: bool,
     /// So many are to be idle at least.
     pub(super) warm: usize,
+    /// How these are dialled, if there are to be any.
+    pub(super) recipe: Option<W>,
+    /// Whether they stay.
+    pub(super) warming: Health,
 }
 
-impl<K, C, A> Target<K, C, A> {
+impl<K, C, A, W> Target<K, C, A, W> {
     pub(super) fn in_use(&self) -> usize {
         self.open - self.idle.len() - self.dials.len()
     }
@@ -165,6 +183,8 @@ pub(super) struct Idle<C> {
     pub(super) order: u64,
     /// None until the pool's own task has seen it: giving back reads no clock.
     pub(super) since: Option<Instant>,
+    /// When it was dialled, if nobody has had it yet.
+    pub(super) dialled: Option<Instant>,
     pub(super) member: C,
 }
 
@@ -219,7 +239,7 @@ pub(super) enum Got<C> {
     Wait(Ticket, Option<u64>),
 }
 
-impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
+impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
     pub(super) fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -231,7 +251,8 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             index: HashMap::new(),
             queued: 0,
             remembered: 0,
-            keeps_warm: false,
+            lines: Vec::new(),
+            warmed: Vec::new(),
             several: false,
             next: 0,
             round: 0,
@@ -239,11 +260,12 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             armed: None,
             is_stamping: false,
             stamp_at: None,
+            walk: None,
         }
     }
 
     /// What is to be done without the lock, if there is anything.
-    pub(super) fn take_after(&mut self) -> (Option<Waker>, Option<After<C, A>>) {
+    pub(super) fn take_after(&mut self) -> (Option<Waker>, Option<After<C, A, W>>) {
         let after = (!self.after.is_empty()).then(|| take(&mut self.after));
         (self.wake.take(), after)
     }
@@ -271,9 +293,12 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             open: 0,
             dials: BTreeMap::new(),
             waiting: VecDeque::new(),
+            line: None,
             health: Health::default(),
             is_remembered: false,
             warm: 0,
+            recipe: None,
+            warming: Health::default(),
         });
         self.index.insert(key, at);
         self.several |= self.targets.len() > 1;
@@ -388,6 +413,7 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             terms,
         });
         self.counts.waiting += 1;
+        self.enter_lines(at);
         self.arm(terms.by);
         let ticket = Ticket {
             number,
@@ -446,6 +472,7 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
         if let Ok(at) = waiting.binary_search_by_key(&number, |(number, _)| *number) {
             waiting.remove(at);
         }
+        self.leave_lines(target);
         self.counts.waiting -= 1;
         self.queued -= usize::from(!has_dialled);
     }

@@ -77,8 +77,12 @@ where
     I: Io,
 {
     /// Keeps so many connections to `target` idle, so that a burst need not wait for dials: the pool opens what is
-    /// missing by itself, as long as there are places that nobody waits for, pausing after a dial that failed: not
-    /// after a connection that was accepted and closed at once. They are not closed for being idle. Zero ends it.
+    /// missing by itself, as long as there are places that nobody else needs. They are not closed for being idle. Zero
+    /// ends it; a pool that is closed keeps nothing.
+    ///
+    /// After a dial that failed the pool pauses, as [`ConnectBackoff`](crate::pool::ConnectBackoff) says, and so it does
+    /// after a connection that its peer ended within a second of its dial, before anybody had it: then it opens one at
+    /// a time, until one has stayed. A peer that speaks first cannot be kept warm: what it says is not asked for.
     ///
     /// # Errors
     ///

@@ -20,14 +20,17 @@ impl PoolHandle {
         self.pool.snapshot()
     }
 
-    /// Closes the pool for good: what is idle there and then, what is in use when it comes back; dials that have
-    /// begun are called off, and whoever waits or comes later is refused with [`PoolCause::Closed`](crate::pool::PoolCause::Closed).
+    /// Closes the pool for good: what is idle there and then, what is in use when it comes back; dials are called off,
+    /// nothing is kept warm any more, and whoever waits or comes later is refused with
+    /// [`PoolCause::Closed`](crate::pool::PoolCause::Closed).
     pub fn close(&self) {
         self.pool.close();
     }
 
     /// Begins anew, as after a change of addresses or credentials: what is idle is closed there and then, what is in
-    /// use when it comes back, what is being opened once it is open; then new ones are opened as they are needed.
+    /// use when it comes back, what is being opened once it is open; then new ones are opened as they are needed. Nor is
+    /// what has failed so far held against a target: whoever waits for [a pause](crate::pool::ConnectBackoff) to end
+    /// dials at once.
     pub fn renew(&self) {
         self.pool.renew();
     }
@@ -87,14 +90,15 @@ impl Snapshot {
         self.counts.dials
     }
 
-    /// Those who wait, for a place or for their dial.
+    /// Those who wait, for a place or for a dial.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.counts.waiting
     }
 
     /// Targets that the pool knows of: those with a connection, with somebody who waits, to be kept warm, or whose
-    /// last dial failed a moment ago. At most as many as there may be connections, twice, and waiters.
+    /// last dial failed a moment ago. The first two are no more than connections and those who wait, what is kept warm
+    /// is for the caller to say, and of the last a new one is remembered only if there are fewer than places.
     #[must_use]
     pub fn targets(&self) -> usize {
         self.targets

@@ -7,6 +7,8 @@ use std::{
 
 use tokio::time::Instant;
 
+use crate::base::time::FOREVER;
+
 /// When a pool stops dialling a target that it cannot reach.
 ///
 /// After so many failures in a row whoever needs a new connection to that target is refused at once, unless some of
@@ -14,48 +16,51 @@ use tokio::time::Instant;
 /// it. Each further failure doubles the pause. Half of a pause is by chance, so that many clients do not come back
 /// together.
 ///
-/// A pool that has only ever had one target does not back off: to refuse the only one there is would make an outage
-/// of a failure. Ask for it with [`even_alone`](Self::even_alone).
+/// Dials that are under way together fail together, and count as one failure.
+///
+/// A pool that has never known more than one target at a time does not back off: to refuse the only one there is would
+/// make an outage of a failure. Ask for it with [`even_alone`](Self::even_alone).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectBackoff {
-    pub(super) after: u32,
+    /// None for never.
+    pub(super) after: Option<u32>,
     pub(super) first: Duration,
     pub(super) most: Duration,
     pub(super) alone: bool,
 }
 
 impl ConnectBackoff {
-    /// Never.
+    /// Never. What is [kept warm](crate::pool::Pool::keep_warm) is dialled with pauses all the same.
     #[must_use]
     pub fn off() -> Self {
         Self {
-            after: u32::MAX,
+            after: None,
             ..Self::default()
         }
     }
 
-    /// After so many failures in a row. Default: 3.
+    /// After so many failures in a row. Default: 3. Zero is refused.
     #[must_use]
     pub fn after(mut self, failures: u32) -> Self {
-        self.after = failures;
+        self.after = Some(failures);
         self
     }
 
-    /// The first pause. Default: 200 ms.
+    /// The first pause. Default: 200 ms. Zero is refused.
     #[must_use]
     pub fn first(mut self, pause: Duration) -> Self {
         self.first = pause;
         self
     }
 
-    /// The longest pause. Default: 5 s.
+    /// The longest pause. Default: 5 s. With [`Duration::MAX`] they grow without end.
     #[must_use]
     pub fn most(mut self, pause: Duration) -> Self {
         self.most = pause;
         self
     }
 
-    /// Also in a pool that has only ever had one target. Default: off.
+    /// Also in a pool that has never known more than one target at a time. Default: off.
     #[must_use]
     pub fn even_alone(mut self, on: bool) -> Self {
         self.alone = on;
@@ -65,12 +70,13 @@ impl ConnectBackoff {
     /// The pause after so many failures, for a share of chance between 0 and 1.
     fn pause(&self, failures: u32, chance: f64) -> Duration {
         let doublings = failures
-            .saturating_sub(self.after)
+            .saturating_sub(self.after.unwrap_or(1))
             .min(30);
         let whole = self
             .first
             .saturating_mul(1 << doublings)
-            .min(self.most);
+            .min(self.most)
+            .min(FOREVER);
         whole / 2 + (whole / 2).mul_f64(chance)
     }
 }
@@ -78,7 +84,7 @@ impl ConnectBackoff {
 impl Default for ConnectBackoff {
     fn default() -> Self {
         Self {
-            after: 3,
+            after: Some(AFTER),
             first: FIRST,
             most: MOST,
             alone: false,
@@ -92,6 +98,9 @@ pub(super) struct Health {
     failures: u32,
     /// The end of the pause after the last failure.
     until: Option<Instant>,
+    /// The last number that had been given when the last failure was counted: a dial up to that one was under way
+    /// then, and its own failure says nothing new.
+    counted: u64,
 }
 
 impl Health {
@@ -110,7 +119,9 @@ impl Health {
 
     /// Whether it has failed often enough to be refused.
     pub(super) fn is_down(&self, backoff: &ConnectBackoff) -> bool {
-        self.failures >= backoff.after
+        backoff
+            .after
+            .is_some_and(|after| self.failures >= after)
     }
 
     /// Whether the pause is over.
@@ -119,11 +130,26 @@ impl Health {
             .is_none_or(|until| until <= now)
     }
 
-    pub(super) fn succeeded(&mut self) {
-        *self = Self::default();
+    /// Whether what becomes of this dial says something new.
+    pub(super) fn is_news(&self, dial: u64) -> bool {
+        dial > self.counted
     }
 
-    pub(super) fn failed(&mut self, now: Instant, backoff: &ConnectBackoff) {
+    pub(super) fn succeeded(&mut self) {
+        (self.failures, self.until) = (0, None);
+    }
+
+    /// Begins anew: whatever becomes of dials up to the `last` number says nothing.
+    pub(super) fn forget(&mut self, last: u64) {
+        self.succeeded();
+        self.counted = last;
+    }
+
+    pub(super) fn failed(&mut self, dial: u64, last: u64, now: Instant, backoff: &ConnectBackoff) {
+        if !self.is_news(dial) {
+            return;
+        }
+        self.counted = last;
         self.failures = self.failures.saturating_add(1);
         let pause = backoff.pause(self.failures, chance());
         self.until = now.checked_add(pause);
@@ -131,7 +157,8 @@ impl Health {
 
     /// When it is no longer worth remembering.
     pub(super) fn forget_at(&self, backoff: &ConnectBackoff) -> Option<Instant> {
-        self.until?.checked_add(backoff.most)
+        self.until?
+            .checked_add(backoff.most.min(FOREVER))
     }
 }
 
@@ -140,6 +167,9 @@ pub(super) fn chance() -> f64 {
     let bits = RandomState::new().hash_one(0) >> 11;
     bits as f64 / (1u64 << 53) as f64
 }
+
+/// One may be a lost packet, and the next one as well.
+const AFTER: u32 = 3;
 
 /// Above a round trip to anywhere.
 const FIRST: Duration = Duration::from_millis(200);
@@ -162,12 +192,36 @@ mod tests {
 
         assert_eq!([3, 4, 5, 99].map(|n| millis(n, 0.0)), [100, 200, 400, 2500]);
         assert_eq!([3, 4, 5, 99].map(|n| millis(n, 1.0)), [200, 400, 800, 5000]);
-        let pauses = ConnectBackoff::off().most(Duration::MAX);
+    }
+
+    #[test]
+    fn the_longest_of_pauses_is_one_and_not_none() {
+        let (now, mut health) = (Instant::now(), Health::default());
+        let backoff = ConnectBackoff::off()
+            .first(Duration::MAX)
+            .most(Duration::MAX);
+
+        health.failed(1, 1, now, &backoff);
+
+        assert!(!health.has_rested(now + FOREVER / 3));
         assert!(
-            pauses
-                .first(Duration::MAX)
-                .pause(u32::MAX, 1.0)
-                > FIRST
+            health
+                .forget_at(&backoff)
+                .is_some_and(|at| at > now)
+        );
+    }
+
+    #[test]
+    fn a_failure_counts_if_its_dial_began_after_the_last_one_was_known() {
+        let (now, mut health) = (Instant::now(), Health::default());
+        let mut failures = |dial, last| {
+            health.failed(dial, last, now, &ConnectBackoff::default());
+            health.failures()
+        };
+
+        assert_eq!(
+            [(1, 3), (3, 4), (2, 5), (4, 5), (5, 6)].map(|(dial, last)| failures(dial, last)),
+            [1, 1, 1, 2, 2]
         );
     }
 

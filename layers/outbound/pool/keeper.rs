@@ -7,9 +7,12 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep_until},
+};
 
-use super::shared::Shared;
+use super::{rounds::Next, shared::Shared};
 use crate::base::io::Io;
 
 /// Begins to look after a pool: one task, which the pool ends when it is dropped.
@@ -20,11 +23,14 @@ where
 {
     let (calls, keeping) = (Arc::clone(&pool.calls), Keeping(Arc::downgrade(pool)));
     let keeper = pool.runtime.spawn(async move {
-        while let Some(due) = keeping.tend() {
-            tokio::select! {
-                biased;
-                () = calls.signal.notified() => {}
-                () = until(due) => {}
+        while let Some(next) = keeping.tend() {
+            match next {
+                Next::Soon => yield_now().await,
+                Next::At(due) => tokio::select! {
+                    biased;
+                    () = calls.signal.notified() => {}
+                    () = until(due) => {}
+                },
             }
         }
     });
@@ -45,7 +51,7 @@ where
     I: Io,
 {
     /// When to do so next; `None` once there is no pool any more.
-    fn tend(&self) -> Option<Option<Instant>> {
+    fn tend(&self) -> Option<Next> {
         Some(self.0.upgrade()?.tend())
     }
 }

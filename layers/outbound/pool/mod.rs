@@ -60,7 +60,11 @@
 //! would never get a connection at all. The pool's own task keeps these deadlines, so they pass only while the runtime
 //! of the pool runs.
 //!
-//! At the total, whoever waits for a target that is given a connection back comes before those who wait for others.
+//! At the total, a connection that comes back goes to those who wait for its own target, since that costs no dial. It is
+//! closed, and its place is somebody else's, where nobody waits for that target; where somebody has waited longer for a
+//! target that has no connection at all; or where somebody has waited so much longer for another that about as much has
+//! been asked of the pool since as it has places. So nobody starves beside a busy target, and two busy ones do not take
+//! from each other in turn.
 //!
 //! # What comes back
 //!
@@ -82,8 +86,8 @@
 //! # Bounds
 //!
 //! Places, the queue, idle connections and all times are those of [`Pooling`]. A target is remembered as long as it
-//! has a connection or somebody who waits; one that could not be reached some seconds longer, and of those no more
-//! than there are places.
+//! has a connection or somebody who waits, or is to be [kept warm](Pool::keep_warm); one that could not be reached some
+//! seconds longer, and of those no more than there are places.
 //!
 //! # Cost
 //!
@@ -144,6 +148,7 @@ mod rounds;
 mod settings;
 mod shared;
 mod stream;
+mod warmth;
 mod watch;
 
 use std::{fmt, hash::Hash, sync::Arc};

@@ -9,7 +9,7 @@ use super::{
     fates::{Gone, Refusal},
 };
 
-impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
+impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
     // === Dialling
 
     /// Takes a place to dial in, if there is one or can be made by closing an idle connection to somewhere else.
@@ -44,7 +44,12 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             .map(|target| &mut target.dials);
         // It may be over already.
         if let Some(held) = dials.and_then(|dials| dials.get_mut(&dial)) {
-            *held = Some(by);
+            if self.closed {
+                // Whoever closed the pool could not do so yet.
+                self.after.called_off.push(by);
+            } else {
+                *held = Some(by);
+            }
         }
     }
 
@@ -65,7 +70,7 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
     ) {
         self.end_dial(at, dial);
         let health = &mut self.targets[at].health;
-        health.failed(now, &self.limits.backoff);
+        health.failed(dial, self.next, now, &self.limits.backoff);
         if let Some(owner) = owner {
             let waiter = self.waiters.get(owner.key);
             if waiter.is_some_and(|waiter| waiter.number == owner.number) {
@@ -86,6 +91,10 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             self.hand_over(at, member, now, true)
                 .err()
         };
+        if left.is_none() && self.targets[at].warm > 0 {
+            // It is used at once, and there may be more to dial for later.
+            self.after.rouse = true;
+        }
         if was_down {
             self.settle(at, now);
         }
@@ -121,6 +130,7 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
     /// Gives free places to those who have waited longest for one.
     pub(super) fn settle(&mut self, at: usize, now: Instant) {
         self.refuse_the_hopeless(at, now);
+        self.await_pause(at, now);
         while let Some(key) = self.next_to_dial(at, now) {
             let target = self.waiters[key].target;
             let Some(dial) = self.claim(target, now) else {
@@ -137,15 +147,15 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
 
     /// Who is to have the next place: of this target, or of any if all places were taken.
     fn next_to_dial(&self, at: usize, now: Instant) -> Option<usize> {
-        let own = self.lacks_a_dial(at, now);
-        if self.queued == 0 || self.counts.open + 1 < self.limits.open {
-            return own.map(|(_, key)| key);
-        }
-        // The bound of this walk is that of the targets.
-        let all = self.targets.iter();
-        let all = all.filter(|(_, target)| !target.waiting.is_empty());
-        let first = all.filter_map(|(at, _)| self.lacks_a_dial(at, now));
-        first.min().map(|(_, key)| key)
+        let first = if self.counts.open + 1 < self.limits.open {
+            self.lacks_a_dial(at, now)
+        } else {
+            // The bound of this walk is that of those who wait.
+            let all = self.lines.iter();
+            all.filter_map(|at| self.lacks_a_dial(*at, now))
+                .min()
+        };
+        first.map(|(_, key)| key)
     }
 
     /// The first who waits for this target without having had a place; or, if there are fewer dials than waiters, the
@@ -172,9 +182,51 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
 
     /// Whether somebody waits for another target who would dial if there were a place more in all.
     pub(super) fn is_wanted_elsewhere(&self, at: usize, now: Instant) -> bool {
-        let mut others = self.targets.iter();
+        let mut others = self.lines.iter();
         self.counts.open >= self.limits.open
-            && others.any(|(other, _)| other != at && self.lacks_a_dial(other, now).is_some())
+            && others.any(|other| *other != at && self.lacks_a_dial(*other, now).is_some())
+    }
+
+    /// Whether what comes back to those who wait for this target is to make room for somebody who waits for another.
+    ///
+    /// That costs a dial, so it is not simply who came first: only one whose target has nothing that could come back to
+    /// it; or one behind whom as much has happened as there are places, so that targets with too few places for those
+    /// who wait there get more, and no two of them take from each other in turn.
+    pub(super) fn is_owed_elsewhere(&self, at: usize, now: Instant) -> bool {
+        let Some((own, _)) = self.targets[at].waiting.front() else {
+            return false;
+        };
+        let mut others = self.lines.iter();
+        self.counts.open >= self.limits.open
+            && others.any(|other| {
+                let is_first = self.targets[*other].open == 0;
+                let behind = if is_first { 1 } else { self.limits.open as u64 };
+                let first = self.lacks_a_dial(*other, now);
+                first.is_some_and(|(first, _)| first.saturating_add(behind) <= *own)
+            })
+    }
+
+    /// Somebody has come to wait for this target.
+    pub(super) fn enter_lines(&mut self, at: usize) {
+        let line = &mut self.targets[at].line;
+        if line.is_none() {
+            *line = Some(self.lines.len());
+            self.lines.push(at);
+        }
+    }
+
+    /// Somebody waits for this target no longer, who may have been the last.
+    pub(super) fn leave_lines(&mut self, at: usize) {
+        let target = &mut self.targets[at];
+        if !target.waiting.is_empty() {
+            return;
+        }
+        if let Some(line) = target.line.take() {
+            self.lines.swap_remove(line);
+            if let Some(moved) = self.lines.get(line) {
+                self.targets[*moved].line = Some(line);
+            }
+        }
     }
 
     /// Closes the connection to another target that has been idle longest.
@@ -187,6 +239,31 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
         let Some((_, at)) = oldest.min() else {
             return false;
         };
+        self.evict_from(at, now)
+    }
+
+    /// Closes the connections that have been idle longest, until there are no more than there may be.
+    pub(super) fn evict_surplus(&mut self, now: Instant) {
+        let surplus = self
+            .counts
+            .open
+            .saturating_sub(self.limits.open);
+        let targets = self.targets.iter();
+        let mut idle: Vec<_> = targets
+            .flat_map(|(at, target)| {
+                target
+                    .idle
+                    .iter()
+                    .map(move |idle| (idle.order, at))
+            })
+            .collect();
+        idle.sort_unstable();
+        for (_, at) in idle.into_iter().take(surplus) {
+            self.evict_from(at, now);
+        }
+    }
+
+    fn evict_from(&mut self, at: usize, now: Instant) -> bool {
         let target = &mut self.targets[at];
         let Some(idle) = target.idle.pop_front() else {
             return false;
@@ -215,6 +292,16 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
     }
 
     // === Health
+
+    /// Looks out for the end of the pause, if there is one and somebody waits for it.
+    fn await_pause(&mut self, at: usize, now: Instant) {
+        if let Some(target) = self.targets.get(at) {
+            if target.line.is_some() && !self.may_dial(at, now) {
+                let until = target.health.until();
+                self.arm(until.filter(|until| *until > now));
+            }
+        }
+    }
 
     fn backs_off(&self) -> bool {
         self.several || self.limits.backoff.alone

@@ -9,7 +9,7 @@ use super::{
     fates::Gone,
 };
 
-impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
+impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
     /// A connection comes back, or one that was dialled for nobody who still waits; `false` if it is not kept. The time
     /// is asked for only if it matters.
     pub(super) fn give_back(
@@ -19,8 +19,8 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
         now: impl Fn() -> Instant,
         is_fresh: bool,
     ) -> bool {
+        let over = self.is_over(at);
         let target = &self.targets[at];
-        let over = self.counts.open > self.limits.open || target.open > self.limits.open_per_target;
         let gone = if self.closed {
             Gone::Closed
         } else if member.round() != self.round {
@@ -32,13 +32,15 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             Gone::Age
         } else if over {
             Gone::Surplus
+        } else if self.lines.len() > 1 && self.is_owed_elsewhere(at, now()) {
+            Gone::Evicted
         } else if !target.waiting.is_empty() {
             let handed = self.hand_over(at, member, now(), is_fresh);
             debug_assert!(handed.is_ok(), "somebody waits");
             return true;
         } else if target.idle.len() >= self.limits.idle_per_target {
             Gone::Surplus
-        } else if self.queued > 0 && self.is_wanted_elsewhere(at, now()) {
+        } else if !self.lines.is_empty() && self.is_wanted_elsewhere(at, now()) {
             Gone::Evicted
         } else {
             let order = self.number();
@@ -47,6 +49,7 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
                 Idle {
                     order,
                     since: None,
+                    dialled: is_fresh.then(now),
                     member,
                 },
             );
@@ -67,6 +70,7 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
         let Some((_, key)) = self.targets[at].waiting.pop_front() else {
             return Err(member);
         };
+        self.leave_lines(at);
         let waiter = &mut self.waiters[key];
         self.counts.waiting -= 1;
         self.queued -= usize::from(!waiter.has_dialled);
@@ -90,7 +94,10 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             self.after.rouse = true;
         }
         self.arm(kept.member.retires());
-        let idle = &mut self.targets[at].idle;
+        let target = &mut self.targets[at];
+        // There may be more to dial, now that this one has come.
+        self.after.rouse |= kept.dialled.is_some() && target.warm > 0;
+        let idle = &mut target.idle;
         match idle.back() {
             // It was only looked at.
             Some(last) if last.order > kept.order => {
@@ -103,14 +110,16 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
     }
 
     /// Says since when what has come to be idle has been so, which is now, or a moment before; `false` if there is none.
-    pub(super) fn stamp(&mut self, now: Instant) -> bool {
+    pub(super) fn stamp(&mut self, at: usize, now: Instant) -> bool {
         let mut stamped = false;
-        for (_, target) in &mut self.targets {
-            let idle = target.idle.iter_mut().rev();
-            for idle in idle.take_while(|idle| idle.since.is_none()) {
-                idle.since = Some(now);
-                stamped = true;
-            }
+        let idle = self
+            .targets
+            .get_mut(at)
+            .into_iter()
+            .flat_map(|target| target.idle.iter_mut().rev());
+        for idle in idle.take_while(|idle| idle.since.is_none()) {
+            idle.since = Some(now);
+            stamped = true;
         }
         if stamped {
             let idle_for = self.limits.idle_for;
@@ -121,14 +130,21 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
 
     /// One that was only looked at goes back to where it was.
     pub(super) fn put_back(&mut self, at: usize, idle: Idle<C>, now: Instant) {
-        if self.closed || idle.member.round() != self.round || self.queued > 0 {
-            self.give_back(at, idle.member, || now, false);
-        } else if self.targets[at].waiting.is_empty() {
+        let is_as_it_was = !self.closed
+            && idle.member.round() == self.round
+            && !self.is_over(at)
+            && self.targets[at].idle.len() < self.limits.idle_per_target
+            && self.lines.is_empty();
+        if is_as_it_was {
             self.keep_idle(at, idle);
         } else {
-            let handed = self.hand_over(at, idle.member, now, false);
-            debug_assert!(handed.is_ok(), "somebody waits");
+            self.give_back(at, idle.member, || now, false);
         }
+    }
+
+    /// Whether there are more connections than there may be, in all or to this target.
+    fn is_over(&self, at: usize) -> bool {
+        self.counts.open > self.limits.open || self.targets[at].open > self.limits.open_per_target
     }
 
     /// Takes an idle connection out, to look at it.
@@ -154,10 +170,8 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
         self.counts.open -= 1;
         self.settle(at, now);
         self.tidy(at, now);
-        if self.keeps_warm {
-            // There may be room for one more of those.
-            self.after.rouse = true;
-        }
+        // There may be room for one more of those that are kept warm.
+        self.after.rouse |= !self.warmed.is_empty();
     }
 
     /// To be woken without the lock.
@@ -191,7 +205,9 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
         let forget_at = target
             .health
             .forget_at(&self.limits.backoff);
-        let worth = forget_at.is_some_and(|at| at > now) && !self.closed;
+        let worth = forget_at.is_some_and(|at| at > now)
+            && self.limits.backoff.after.is_some()
+            && !self.closed;
         let was_remembered = replace(&mut target.is_remembered, false);
         self.remembered -= usize::from(was_remembered);
         if !is_empty {

@@ -1,31 +1,96 @@
 //! What the pool's own task does: what is due, and all that concerns every target.
 
-use std::{hash::Hash, time::Duration};
+use std::{hash::Hash, mem::take, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{
-    books::{Books, Given, Member},
+    books::{Books, Given, Idle, Member},
     fates::{Gone, Refusal},
+    warmth::Warming,
 };
 
-/// A dial that keeps a target warm.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Warming {
-    pub(super) target: usize,
-    pub(super) dial: u64,
+/// When the pool's own task is to look next.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// As soon as others have had their turn: there is more to do than is done in one go.
+    Soon,
+    /// Then, or when it is called.
+    At(Option<Instant>),
 }
 
-impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
-    /// Whether there is something to do.
-    fn is_due(&self, now: Instant) -> bool {
-        self.keeps_warm || self.armed.is_some_and(|due| due <= now)
+/// How far the pool's own task has come on its way round the targets, of which it does some in each go: nobody can get
+/// a connection meanwhile.
+#[derive(Debug)]
+pub(super) struct Walk {
+    next: usize,
+    /// It says since when what is idle has been so.
+    stamps: bool,
+    has_stamped: bool,
+    /// It does what is due.
+    looks: bool,
+}
+
+impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
+    /// What is to be done now, or some of it; returns the dials to begin, and when to look next.
+    pub(super) fn tend(&mut self, now: Instant) -> (Vec<Warming<W>>, Next) {
+        let walk = self.walk.take();
+        if let Some(walk) = walk.or_else(|| self.set_out(now)) {
+            self.walk = self.go_on(walk, now);
+        }
+        let warming = self.warm_up(now);
+        // It looks now, and needs no call.
+        self.after.rouse = false;
+        if self.walk.is_some() {
+            return (warming, Next::Soon);
+        }
+        let due = [self.armed, self.stamp_at].into_iter();
+        (warming, Next::At(due.flatten().min()))
     }
 
-    /// Everything that is to be done now; returns the dials to begin, and when to look next.
-    pub(super) fn tend(&mut self, now: Instant) -> (Vec<Warming>, Option<Instant>) {
-        if self.is_stamping && self.stamp_at.is_none_or(|at| at <= now) {
-            self.is_stamping = self.stamp(now);
+    /// Begins a walk, if there is something to do.
+    fn set_out(&mut self, now: Instant) -> Option<Walk> {
+        let stamps = self.is_stamping && self.stamp_at.is_none_or(|at| at <= now);
+        let looks = self.armed.is_some_and(|due| due <= now);
+        if stamps {
+            // What comes to be idle on the way says so.
+            self.is_stamping = false;
+        }
+        if looks {
+            self.armed = None;
+            self.refuse_the_late(now);
+        }
+        (stamps || looks).then_some(Walk {
+            next: 0,
+            stamps,
+            has_stamped: false,
+            looks,
+        })
+    }
+
+    /// Goes some of the way; returns what is left of it.
+    fn go_on(&mut self, mut walk: Walk, now: Instant) -> Option<Walk> {
+        let mut left = STEPS;
+        while walk.next < self.targets.capacity() {
+            if left == 0 {
+                return Some(walk);
+            }
+            let at = walk.next;
+            walk.next += 1;
+            let idle = self
+                .targets
+                .get(at)
+                .map_or(0, |target| target.idle.len());
+            left = left.saturating_sub(1 + idle);
+            if walk.stamps {
+                walk.has_stamped |= self.stamp(at, now);
+            }
+            if walk.looks {
+                self.look_after(at, now);
+            }
+        }
+        if walk.stamps {
+            self.is_stamping |= walk.has_stamped;
             let pause = self
                 .limits
                 .idle_for
@@ -34,65 +99,35 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
                 .checked_add(pause)
                 .filter(|_| self.is_stamping);
         }
-        let warming = if self.is_due(now) {
-            self.go_round(now)
-        } else {
-            Vec::new()
+        None
+    }
+
+    /// Does what is due for one target, and says when something will be.
+    fn look_after(&mut self, at: usize, now: Instant) {
+        self.close_the_old(at, now);
+        let Some(target) = self.targets.get(at) else {
+            return;
         };
-        // It looks now, and needs no call.
-        self.after.rouse = false;
-        let due = [self.armed, self.stamp_at].into_iter();
-        (warming, due.flatten().min())
-    }
-
-    /// Does what is due, returns the dials to begin, and sets when to look next.
-    fn go_round(&mut self, now: Instant) -> Vec<Warming> {
-        self.armed = None;
-        self.refuse_the_late(now);
-        let mut warming = Vec::new();
-        for at in self.all() {
-            self.close_the_old(at, now);
+        if target.line.is_some() {
             self.settle(at, now);
-            self.warm(at, now, &mut warming);
-            self.tidy(at, now);
         }
-        let mut due: Option<Instant> = None;
-        let mut sooner = |at: Option<Instant>| due = [due, at].into_iter().flatten().min();
-        for (_, target) in &self.targets {
-            let spare = target.idle.len() > target.warm;
-            let oldest = target.idle.front().filter(|_| spare);
-            let over = oldest.and_then(|idle| {
-                idle.since?
-                    .checked_add(self.limits.idle_for?)
-            });
-            sooner(over);
-            for idle in &target.idle {
-                sooner(idle.member.retires());
-            }
-            let lacks = target.idle.len() < target.warm || !target.waiting.is_empty();
-            sooner(
-                target
-                    .health
-                    .until()
-                    .filter(|until| lacks && *until > now),
-            );
-            if target.is_remembered {
-                sooner(
-                    target
-                        .health
-                        .forget_at(&self.limits.backoff),
-                );
-            }
-        }
-        for (_, waiter) in &self.waiters {
-            if matches!(waiter.given, Given::Nothing | Given::Place(_)) {
-                sooner(waiter.terms.by);
-            }
-        }
-        self.armed = due;
-        warming
+        self.tidy(at, now);
+        let Some(target) = self.targets.get(at) else {
+            return;
+        };
+        let spare = target.idle.len() > target.warm;
+        let oldest = target.idle.front().filter(|_| spare);
+        let over = oldest.and_then(|idle| {
+            idle.since?
+                .checked_add(self.limits.idle_for?)
+        });
+        let idle = target.idle.iter();
+        let retires = idle.filter_map(|idle| idle.member.retires());
+        let due = retires.chain(over).min();
+        self.arm(due);
     }
 
+    /// All targets at once: only for what is seldom asked for.
     fn all(&self) -> Vec<usize> {
         self.targets
             .iter()
@@ -100,6 +135,7 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             .collect()
     }
 
+    /// Ends the waiting of those whose time is up, and looks out for the next of these.
     fn refuse_the_late(&mut self, now: Instant) {
         let waiters = self.waiters.iter();
         let late = waiters.filter(|(_, waiter)| {
@@ -114,64 +150,61 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
         for (key, connecting) in late {
             self.refuse(key, Refusal::Elapsed { connecting }, now);
         }
+        let waiters = self.waiters.iter();
+        let waiting =
+            waiters.filter(|(_, waiter)| matches!(waiter.given, Given::Nothing | Given::Place(_)));
+        let next = waiting.filter_map(|(_, waiter)| waiter.terms.by);
+        let next = next.min();
+        self.arm(next);
     }
 
-    /// Closes what has been idle for long enough, but for those that are to be kept warm, and what has lived long
-    /// enough.
+    /// Closes what has lived long enough, and what has been idle for long enough, but for those that are to be kept
+    /// warm.
     fn close_the_old(&mut self, at: usize, now: Instant) {
-        loop {
-            let Some(target) = self.targets.get_mut(at) else {
-                return;
-            };
-            let idle_for = self.limits.idle_for;
-            let is_over = |since: Option<Instant>| {
-                let over = idle_for.and_then(|idle_for| since?.checked_add(idle_for));
-                over.is_some_and(|over| over <= now)
-            };
-            let spare = target.idle.len() > target.warm;
-            let (place, gone) = match target.idle.front() {
-                Some(oldest) if spare && is_over(oldest.since) => (0, Gone::Idle),
-                _ => {
-                    let old = |member: &C| {
-                        member
-                            .retires()
-                            .is_some_and(|retires| retires <= now)
-                    };
-                    let mut idle = target.idle.iter();
-                    match idle.position(|idle| old(&idle.member)) {
-                        Some(place) => (place, Gone::Age),
-                        None => return,
-                    }
+        let Some(target) = self.targets.get_mut(at) else {
+            return;
+        };
+        let idle_for = self.limits.idle_for;
+        let retires = |idle: &Idle<C>| idle.member.retires();
+        let is_old = |idle: &Idle<C>| retires(idle).is_some_and(|retires| retires <= now);
+        let is_over = |idle: &Idle<C>| {
+            let over = idle_for.and_then(|idle_for| idle.since?.checked_add(idle_for));
+            over.is_some_and(|over| over <= now)
+        };
+        let mut gone = Vec::new();
+        if target.idle.iter().any(is_old) {
+            for idle in take(&mut target.idle) {
+                if is_old(&idle) {
+                    gone.push((idle.member, Gone::Age));
+                } else {
+                    target.idle.push_back(idle);
                 }
-            };
-            let Some(idle) = target.idle.remove(place) else {
-                return;
-            };
-            self.counts.idle -= 1;
-            self.let_go(at, idle.member, gone);
-        }
-    }
-
-    /// Takes places for what is missing, if nobody else needs them.
-    fn warm(&mut self, at: usize, now: Instant, warming: &mut Vec<Warming>) {
-        while let Some(target) = self.targets.get(at) {
-            let enough = target.idle.len() + target.orphans() >= target.warm;
-            let may = target.open < self.limits.open_per_target
-                && self.counts.open < self.limits.open
-                && target.health.has_rested(now)
-                && (target.health.is_clean() || target.dials.is_empty());
-            if enough || !may || self.queued > 0 || self.closed {
-                return;
             }
-            let dial = self.open_dial(at);
-            warming.push(Warming { target: at, dial });
+        }
+        while target.idle.len() > target.warm && target.idle.front().is_some_and(is_over) {
+            let idle = target.idle.pop_front();
+            gone.extend(idle.map(|idle| (idle.member, Gone::Idle)));
+        }
+        self.counts.idle -= gone.len();
+        for (member, gone) in gone {
+            self.let_go(at, member, gone);
         }
     }
 
-    /// Closes what is idle; what is in use goes when it comes back.
-    pub(super) fn renew(&mut self) {
+    /// Closes what is idle; what is in use goes when it comes back. Nothing that has failed is held against its target.
+    pub(super) fn renew(&mut self, now: Instant) {
         self.round += 1;
         self.close_all_idle(Gone::Renewed);
+        let last = self.next;
+        for at in self.all() {
+            if let Some(target) = self.targets.get_mut(at) {
+                target.health.forget(last);
+                target.warming.forget(last);
+                self.settle(at, now);
+                self.tidy(at, now);
+            }
+        }
+        self.after.rouse |= !self.warmed.is_empty();
     }
 
     /// Closes everything for good.
@@ -186,8 +219,8 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
             self.refuse(key, Refusal::Closed, now);
         }
         self.close_all_idle(Gone::Closed);
+        self.cool_down();
         for (_, target) in &mut self.targets {
-            target.warm = 0;
             let off = target
                 .dials
                 .values_mut()
@@ -215,12 +248,16 @@ impl<K: Hash + Eq + Clone, C: Member, A> Books<K, C, A> {
     /// Changes the number of places. Idle ones beyond it are closed, those in use when they come back.
     pub(super) fn set_open(&mut self, open: usize, now: Instant) {
         self.limits.open = open;
-        while self.counts.open > open && self.evict(usize::MAX, now) {}
+        self.evict_surplus(now);
         for at in self.all() {
             self.settle(at, now);
         }
+        self.after.rouse |= !self.warmed.is_empty();
     }
 }
+
+/// Targets, and idle connections, that are looked after in one go, while nobody else has the lock.
+const STEPS: usize = 512;
 
 /// A connection may stay idle longer than it should by one part in so many.
 const STAMPS: u32 = 64;

@@ -66,8 +66,12 @@ impl Pooling {
         self
     }
 
-    /// Those who wait for a place, of all targets. One more is refused at once. Zero has nobody wait. (Those whose
-    /// own dial is under way have their place, and are no more than there are places.) Default: 1024.
+    /// Those who wait for a place, of all targets. One more who comes is refused at once. Zero has nobody wait.
+    /// Default: 1024.
+    ///
+    /// Whoever has had a place to dial in is not counted, also while a connection that comes first is somebody else's;
+    /// and one who was given a connection that turned out to be dead stands in line again, however many there are. Both
+    /// have to do with a place each, so that there are not many more of them than there are places.
     #[must_use]
     pub fn max_waiting(mut self, gets: usize) -> Self {
         self.limits.waiting = gets;
@@ -144,7 +148,8 @@ impl Pooling {
             ("max_lifetime", self.lifetime.is_zero()),
             ("within", self.within.is_zero()),
             ("dial_within", self.dial_within.is_zero()),
-            ("backoff", limits.backoff.after == 0),
+            ("backoff", limits.backoff.after == Some(0)),
+            ("backoff", limits.backoff.first.is_zero()),
         ] {
             if is_zero {
                 return Err(ConfigError::zero(setting));

@@ -1,7 +1,6 @@
 //! The pool itself: the books and their lock, and all that is done without it.
 
 use std::{
-    collections::HashMap,
     hash::Hash,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, OnceLock, Weak},
@@ -10,14 +9,15 @@ use std::{
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
 use super::{
-    books::{After, Books, Counts, Ticket},
+    books::{After, Books, Counts, Member, Ticket},
     dial::{Dial, Place},
     fates::{Gone, Refusal},
     handle::{Managed, Snapshot},
     metrics::Metrics,
-    rounds::Warming,
+    rounds::Next,
     settings::Pooling,
     stream::{Home, Pooled, Record},
+    warmth::Warming,
     watch::{Calls, Watch, listen},
 };
 use crate::{
@@ -30,10 +30,10 @@ use crate::{
     conn::{CloseReason, Conn},
 };
 
-pub(super) type PoolBooks<K, I> = Books<K, Pooled<I>, AbortHandle>;
+pub(super) type PoolBooks<K, I> = Books<K, Pooled<I>, AbortHandle, Recipe<I>>;
 
 /// How to dial a target that is kept warm.
-type Recipe<I> = Arc<dyn Fn(Place<I>) -> AbortHandle + Send + Sync>;
+pub(super) type Recipe<I> = Arc<dyn Fn(Place<I>) -> AbortHandle + Send + Sync>;
 
 /// What all clones of a pool have in common. The pool ends when the last of them and of its handles does.
 pub(super) struct Shared<K, I: Io> {
@@ -43,7 +43,6 @@ pub(super) struct Shared<K, I: Io> {
     pub(super) runtime: Handle,
     pub(super) calls: Arc<Calls>,
     pub(super) keeper: OnceLock<AbortHandle>,
-    recipes: Mutex<HashMap<usize, Recipe<I>>>,
     pub(super) me: Weak<Self>,
 }
 
@@ -60,7 +59,6 @@ where
             runtime,
             calls: Arc::default(),
             keeper: OnceLock::new(),
-            recipes: Mutex::default(),
             me: me.clone(),
         })
     }
@@ -104,12 +102,13 @@ where
 
     #[cold]
     #[inline(never)]
-    fn clear_up(&self, after: After<Pooled<I>, AbortHandle>) {
+    fn clear_up(&self, after: After<Pooled<I>, AbortHandle, Recipe<I>>) {
         // First what is closed: whoever is woken for its place must not meet it.
         if !after.closed.is_empty() {
             self.drop_closed(after.closed);
         }
         drop(after.outdated);
+        drop(after.recipes);
         for waker in after.wakes {
             waker.wake();
         }
@@ -141,6 +140,9 @@ where
     pub(super) fn take_in(&self, mut pooled: Pooled<I>, is_fresh: bool) -> bool {
         pooled.record.watch.begin();
         if let Err(gone) = listen(&mut pooled.conn, &pooled.record.waker) {
+            if is_fresh {
+                self.ended_unused(&pooled, now());
+            }
             self.let_go(pooled, gone);
             return false;
         }
@@ -168,6 +170,9 @@ where
         watch.begin();
         let Pooled { conn, record } = &mut idle.member;
         if let Err(gone) = listen(conn, &record.waker) {
+            if let Some(dialled) = idle.dialled {
+                self.ended_unused(&idle.member, dialled);
+            }
             return self.let_go(idle.member, gone);
         }
         let now = now();
@@ -175,6 +180,12 @@ where
         if watch.has_stirred() {
             watch.call();
         }
+    }
+
+    #[cold]
+    fn ended_unused(&self, pooled: &Pooled<I>, dialled: Instant) {
+        let (target, number) = (pooled.target(), pooled.number());
+        self.with(|books| books.ended_unused(target, number, dialled, now()));
     }
 
     /// Begins a dial whose place has been taken.
@@ -204,41 +215,26 @@ where
 
     /// Sets how many connections to a target are to be idle.
     pub(super) fn keep_warm(&self, key: K, idle: usize, recipe: Recipe<I>) {
-        let at = self.with(|books| {
-            let at = books.enter(key);
-            books.keeps_warm = true;
-            books.targets[at].warm = idle;
-            books.tidy(at, now());
-            at
-        });
-        let mut recipes = lock(&self.recipes);
-        let old = match idle {
-            0 => recipes.remove(&at),
-            _ => recipes.insert(at, recipe),
-        };
-        drop(recipes);
-        drop(old);
-        self.calls.signal.notify_one();
+        self.with(|books| books.keep_warm(key, idle, recipe, now()));
     }
 
-    /// Looks after everything that stirs or is due; returns when to do so next.
-    pub(super) fn tend(&self) -> Option<Instant> {
-        for watch in self.calls.take() {
+    /// Looks after what stirs or is due, or some of it; returns when to do so next.
+    pub(super) fn tend(&self) -> Next {
+        let (stirred, are_more) = self.calls.take(CALLS);
+        for watch in stirred {
             self.look_at(&watch);
         }
         let now = now();
-        let (warming, due) = self.with(|books| books.tend(now));
-        for Warming { target, dial } in warming {
-            let recipe = lock(&self.recipes)
-                .get(&target)
-                .cloned();
-            match recipe {
-                Some(recipe) => self.begin(target, dial, None, |place| recipe(place)),
-                // Not known yet, or no longer.
-                None => self.with(|books| books.dial_gone(target, dial, now)),
-            }
+        let (warming, next) = self.with(|books| books.tend(now));
+        for Warming {
+            target,
+            dial,
+            recipe,
+        } in warming
+        {
+            self.begin(target, dial, None, |place| recipe(place));
         }
-        due
+        if are_more { Next::Soon } else { next }
     }
 
     /// Closes the pool for good.
@@ -305,7 +301,7 @@ where
     }
 
     fn renew(&self) {
-        self.with(Books::renew);
+        self.with(|books| books.renew(now()));
     }
 
     fn set_max_open(&self, connections: usize) -> Result<(), ConfigError> {
@@ -336,6 +332,9 @@ impl<K, I: Io> Drop for Shared<K, I> {
         }
     }
 }
+
+/// Connections that are looked at in one go, with a read each.
+const CALLS: usize = 64;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex

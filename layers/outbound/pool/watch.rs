@@ -62,18 +62,20 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    pub(super) fn take(&self) -> Vec<Arc<Watch>> {
+    /// Those who called first, so many at the most, and whether there are more.
+    pub(super) fn take(&self, most: usize) -> (Vec<Arc<Watch>>, bool) {
         let mut stirred = self
             .stirred
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let taken = std::mem::take(&mut *stirred);
+        let count = stirred.len().min(most);
+        let taken: Vec<_> = stirred.drain(..count).collect();
         for watch in &taken {
             watch
                 .is_called
                 .store(false, Ordering::Release);
         }
-        taken
+        (taken, !stirred.is_empty())
     }
 }
 

@@ -1,37 +1,48 @@
 //! The books of a pool.
 
-#[path = "../../layers/outbound/pool/books.rs"]
+#[path = "../../../layers/outbound/pool/books.rs"]
 #[allow(dead_code, reason = "the model uses what it models")]
 mod books;
-#[path = "../../layers/outbound/pool/fates.rs"]
+#[path = "../../../layers/outbound/pool/fates.rs"]
 #[allow(dead_code, reason = "the model uses what it models")]
 mod fates;
-#[path = "../../layers/outbound/pool/health.rs"]
+#[path = "../../../layers/outbound/pool/health.rs"]
 #[allow(
     dead_code,
     unreachable_pub,
     reason = "the model uses what it models, which is public there"
 )]
 mod health;
-#[path = "../../layers/outbound/pool/places.rs"]
+#[path = "../../../layers/outbound/pool/places.rs"]
 #[allow(dead_code, reason = "the model uses what it models")]
 mod places;
-#[path = "../../layers/outbound/pool/returns.rs"]
+#[path = "../../../layers/outbound/pool/returns.rs"]
 #[allow(dead_code, reason = "the model uses what it models")]
 mod returns;
-#[path = "../../layers/outbound/pool/rounds.rs"]
+#[path = "../../../layers/outbound/pool/rounds.rs"]
 #[allow(dead_code, reason = "the model uses what it models")]
 mod rounds;
+mod times;
+#[path = "../../../layers/outbound/pool/warmth.rs"]
+#[allow(dead_code, reason = "the model uses what it models")]
+mod warmth;
 
 use std::{
     cell::Cell,
     future::{Future, poll_fn},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::Poll,
     time::Duration,
 };
 
-use shuttle::{future::block_on, sync::Mutex, thread};
+use shuttle::{
+    future::block_on,
+    sync::{Condvar, Mutex},
+    thread,
+};
 use tokio::time::Instant;
 
 use self::{
@@ -41,17 +52,21 @@ use self::{
 };
 use crate::{Inside, explore, is_found, join, meanwhile};
 
-/// A connection: its number, and to what.
+/// A connection: its number, to what, and since which new beginning.
 #[derive(Debug, PartialEq, Eq)]
-struct Thing(u64, usize);
+struct Thing {
+    number: u64,
+    target: usize,
+    round: u64,
+}
 
 impl Member for Thing {
     fn number(&self) -> u64 {
-        self.0
+        self.number
     }
 
     fn round(&self) -> u64 {
-        0
+        self.round
     }
 
     fn retires(&self) -> Option<Instant> {
@@ -64,29 +79,48 @@ thread_local! {
     static MUTE: Cell<bool> = const { Cell::new(false) };
 }
 
+/// The books, and by what a dial is called off.
+type All = Books<u8, Thing, Arc<AtomicBool>, ()>;
+
 /// The books behind their lock, as the pool has them.
 struct Pool {
-    books: Mutex<Books<u8, Thing, ()>>,
-    now: Instant,
+    books: Mutex<All>,
+    /// The time, which only the pool's own task knows to pass.
+    now: std::sync::Mutex<Instant>,
+    /// So many dials are refused.
+    refusals: std::sync::Mutex<usize>,
+    calls: Mutex<times::Calls>,
+    called: Condvar,
 }
 
 impl Pool {
     fn new(open: usize, open_per_target: usize) -> Arc<Self> {
+        Self::with_backoff(open, open_per_target, ConnectBackoff::off())
+    }
+
+    fn with_backoff(open: usize, open_per_target: usize, backoff: ConnectBackoff) -> Arc<Self> {
         let limits = Limits {
             open,
             open_per_target,
             idle_per_target: 8,
             waiting: 8,
             idle_for: Some(Duration::from_secs(1)),
-            backoff: ConnectBackoff::off(),
+            backoff,
         };
         Arc::new(Self {
             books: Mutex::new(Books::new(limits)),
-            now: Instant::now(),
+            now: std::sync::Mutex::new(Instant::now()),
+            refusals: std::sync::Mutex::default(),
+            calls: Mutex::default(),
+            called: Condvar::new(),
         })
     }
 
-    fn with<R>(&self, change: impl FnOnce(&mut Books<u8, Thing, ()>) -> R) -> R {
+    fn now(&self) -> Instant {
+        *self.now.lock().unwrap()
+    }
+
+    fn with<R>(&self, change: impl FnOnce(&mut All) -> R) -> R {
         let mut books = self.books.lock().unwrap();
         let result = change(&mut books);
         let (wake, after) = books.take_after();
@@ -95,61 +129,98 @@ impl Pool {
         for (_, _, place) in after.closed {
             self.free(place);
         }
+        for off in after.called_off {
+            off.store(true, Relaxed);
+        }
         if !MUTE.get() {
             let woken = wake.into_iter().chain(after.wakes);
             woken.for_each(|waker| waker.wake());
         }
+        if after.rouse {
+            self.call();
+        }
         result
     }
 
-    fn terms(&self) -> Terms {
+    fn terms(&self, within: Option<Duration>) -> Terms {
+        let since = self.now();
         Terms {
-            since: self.now,
-            by: None,
+            since,
+            by: within.map(|within| since + within),
             is_callers: false,
         }
     }
 
     fn free(&self, place: Option<usize>) {
         if let Some(at) = place {
-            self.with(|books| books.free(at, self.now));
+            self.with(|books| books.free(at, self.now()));
         }
     }
 
-    /// A dial that succeeds, in a while.
-    fn dial(self: &Arc<Self>, at: usize, dial: u64) {
-        let pool = Arc::clone(self);
+    /// A dial that ends in a while.
+    fn dial(self: &Arc<Self>, target: usize, number: u64, owner: Option<Ticket>) {
+        let round = self.with(|books| books.round);
+        let off = Arc::new(AtomicBool::new(false));
+        let (pool, is_off) = (Arc::clone(self), Arc::clone(&off));
         meanwhile(move || {
-            let thing = Thing(dial, at);
-            let left = pool.with(|books| books.dialled(at, dial, thing, pool.now));
+            let now = pool.now();
+            if is_off.load(Relaxed) {
+                return pool.with(|books| books.dial_gone(target, number, now));
+            }
+            if pool.refuses() {
+                let refusal = Refusal::Closed;
+                let failed =
+                    |books: &mut All| books.dial_failed(target, number, owner, refusal, now);
+                return pool.with(failed);
+            }
+            let thing = Thing {
+                number,
+                target,
+                round,
+            };
+            let left = pool.with(|books| books.dialled(target, number, thing, now));
             if let Some(thing) = left {
-                pool.with(|books| books.give_back(at, thing, || pool.now, true));
+                pool.with(|books| books.give_back(target, thing, || now, true));
             }
         });
+        let by = Arc::clone(&off);
+        let (is_over, is_closed) = self.with(|books| {
+            books.begun(target, number, by);
+            let target = books.targets.get(target);
+            let is_known = target.is_some_and(|target| target.dials.contains_key(&number));
+            (!is_known, books.closed)
+        });
+        assert!(is_over || !is_closed || off.load(Relaxed));
     }
 
-    fn fail(self: &Arc<Self>, at: usize, dial: u64, ticket: Ticket) {
-        let pool = Arc::clone(self);
-        meanwhile(move || {
-            let refusal = Refusal::Closed;
-            pool.with(|books| books.dial_failed(at, dial, Some(ticket), refusal, pool.now));
-        });
+    /// Whether the next dial is refused.
+    fn refuses(&self) -> bool {
+        let mut refusals = self.refusals.lock().unwrap();
+        let refuses = *refusals > 0;
+        *refusals = refusals.saturating_sub(1);
+        refuses
+    }
+
+    /// Gets one, or stands in line, or is refused.
+    fn try_begin(
+        self: &Arc<Self>,
+        to: u8,
+        within: Option<Duration>,
+    ) -> Result<Result<Thing, Ticket>, Refusal> {
+        let got = self.with(|books| books.get(to, 0, || self.terms(within)));
+        match got.map_err(|(refusal, _)| refusal)? {
+            Got::Idle(_, thing) => Ok(Ok(thing)),
+            Got::Wait(ticket, dial) => {
+                if let Some(dial) = dial {
+                    self.dial(ticket.target, dial, Some(ticket));
+                }
+                Ok(Err(ticket))
+            }
+        }
     }
 
     fn begin(self: &Arc<Self>, to: u8) -> Result<Thing, Ticket> {
-        let got = self.with(|books| books.get(to, 0, || self.terms()));
-        match got
-            .map_err(|(refusal, _)| refusal)
-            .unwrap()
-        {
-            Got::Idle(_, thing) => Ok(thing),
-            Got::Wait(ticket, dial) => {
-                if let Some(dial) = dial {
-                    self.dial(ticket.target, dial);
-                }
-                Err(ticket)
-            }
-        }
+        self.try_begin(to, None).unwrap()
     }
 
     fn wait(self: &Arc<Self>, ticket: Ticket) -> impl Future<Output = Option<Thing>> {
@@ -157,7 +228,7 @@ impl Pool {
             loop {
                 match self.with(|books| books.ask(ticket, cx.waker())) {
                     None | Some((Given::Nothing, _)) => return Poll::Pending,
-                    Some((Given::Place(dial), _)) => self.dial(ticket.target, dial),
+                    Some((Given::Place(dial), _)) => self.dial(ticket.target, dial, Some(ticket)),
                     Some((Given::Member { member, .. }, _)) => return Poll::Ready(Some(member)),
                     Some((Given::Refused(..), _)) => return Poll::Ready(None),
                 }
@@ -166,16 +237,23 @@ impl Pool {
     }
 
     fn get(self: &Arc<Self>, to: u8) -> Thing {
-        let got = self.begin(to);
-        got.unwrap_or_else(|ticket| block_on(self.wait(ticket)).unwrap())
+        self.get_within(to, None).unwrap()
+    }
+
+    /// None if it is refused.
+    fn get_within(self: &Arc<Self>, to: u8, within: Option<Duration>) -> Option<Thing> {
+        match self.try_begin(to, within).ok()? {
+            Ok(thing) => Some(thing),
+            Err(ticket) => block_on(self.wait(ticket)),
+        }
     }
 
     fn give_back(&self, thing: Thing) {
-        self.with(|books| books.give_back(thing.1, thing, || self.now, false));
+        self.with(|books| books.give_back(thing.target, thing, || self.now(), false));
     }
 
     fn lose(&self, thing: Thing) {
-        self.free(Some(thing.1));
+        self.free(Some(thing.target));
     }
 
     /// Nobody waits, nothing is in use, and there is nothing that no place was taken for.
@@ -184,14 +262,15 @@ impl Pool {
             let counts = books.counts;
             assert_eq!((counts.waiting, counts.in_use(), counts.dials), (0, 0, 0));
             assert!(counts.open <= books.limits.open);
-            let idle: usize = books
-                .targets
-                .iter()
-                .map(|(_, target)| target.idle.len())
-                .sum();
-            assert_eq!(
-                (idle, books.queued, books.waiters.len()),
-                (counts.open, 0, 0)
+            let targets = books.targets.iter();
+            let idle: Vec<_> = targets
+                .flat_map(|(_, target)| &target.idle)
+                .collect();
+            let left = (books.queued, books.waiters.len(), books.lines.len());
+            assert_eq!((idle.len(), left), (counts.open, (0, 0, 0)));
+            assert!(
+                idle.iter()
+                    .all(|idle| idle.member.round == books.round)
             );
         });
     }
@@ -287,7 +366,7 @@ fn one_gives_up() {
         match over {
             Poll::Ready(thing) => given_up.give_back(thing.unwrap()),
             Poll::Pending => {
-                let (_, left) = given_up.with(|books| books.leave(ticket, given_up.now));
+                let (_, left) = given_up.with(|books| books.leave(ticket, given_up.now()));
                 if let Some((thing, _)) = left {
                     given_up.give_back(thing);
                 }
@@ -316,17 +395,14 @@ fn what_is_given_to_one_who_gives_up_goes_on_to_the_next() {
 
 fn one_fails() {
     let pool = Pool::new(1, 1);
-    let got = pool.with(|books| books.get(1, 0, || pool.terms()));
-    let Ok(Got::Wait(ticket, Some(dial))) = got else {
-        panic!("there is a place");
-    };
+    *pool.refusals.lock().unwrap() = 1;
+    let ticket = pool.begin(1).unwrap_err();
 
     let waits = Arc::clone(&pool);
     meanwhile(move || {
         let thing = waits.get(1);
         waits.give_back(thing);
     });
-    pool.fail(ticket.target, dial, ticket);
     let told = block_on(pool.wait(ticket));
     join();
 
@@ -350,13 +426,10 @@ fn closes() {
 
     let waits = Arc::clone(&pool);
     meanwhile(move || {
-        let got = waits.with(|books| books.get(1, 0, || waits.terms()));
-        if let Ok(Got::Wait(ticket, None)) = got {
-            assert_eq!(block_on(waits.wait(ticket)), None);
-        }
+        assert_eq!(waits.get_within(1, None), None);
     });
     let closing = Arc::clone(&pool);
-    meanwhile(move || closing.with(|books| books.close(closing.now)));
+    meanwhile(move || closing.with(|books| books.close(closing.now())));
     join();
     pool.give_back(held);
 
