@@ -6,7 +6,6 @@ use memchr::memchr;
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Line {
     /// Before the first, where empty ones are ignored.
-    #[cfg(feature = "http")]
     Before,
     /// At its beginning.
     New,
@@ -24,7 +23,6 @@ impl Line {
             match (*self, next?) {
                 (Self::New | Self::Return, b'\n') => return Some(at + 1),
                 (Self::New, b'\r') => *self = Self::Return,
-                #[cfg(feature = "http")]
                 (Self::Before, b'\r' | b'\n') => {}
                 _ => {
                     let Some(rest) = memchr(b'\n', &bytes[at..]) else {

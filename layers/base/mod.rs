@@ -5,6 +5,7 @@ mod macros;
 
 pub(crate) mod client_hello;
 pub mod error;
+#[cfg(feature = "http")]
 pub(crate) mod http1;
 pub(crate) mod http2;
 pub mod io;

@@ -137,34 +137,6 @@ async fn what_is_no_http_any_more_has_no_turns() {
     assert_eq!(why(&error), CloseReason::Idle);
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_answer_whose_content_looks_like_an_upgrade_is_none() {
-    let (mut incoming, dialler) = timed(Deadlines::default());
-    let (mut near, mut far) = asked(&mut incoming, &dialler, b"GET / HTTP/1.1\r\n\r\n").await;
-    let content = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
-    let head = format!(
-        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n",
-        content.len()
-    );
-    near.write_all(head.as_bytes())
-        .await
-        .unwrap();
-
-    // Whoever is answered asks on, so that what comes next looks like an answer.
-    far.write_all(b"GET").await.unwrap();
-    near.read_exact(&mut [0; 3])
-        .await
-        .unwrap();
-    near.write_all(content).await.unwrap();
-    far.write_all(b" /").await.unwrap();
-    near.read_exact(&mut [0; 2])
-        .await
-        .unwrap();
-    let error = near.read_u8().await.unwrap_err();
-
-    assert_eq!(why(&error), CloseReason::Request);
-}
-
 /// The preface, and empty SETTINGS.
 const OPENING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 

@@ -271,21 +271,11 @@ impl<I> IncomingIo<I> {
         }
     }
 
-    fn wrote<'a>(
-        &mut self,
-        written: &Poll<io::Result<usize>>,
-        bufs: impl Iterator<Item = &'a [u8]>,
-    ) {
-        let &Poll::Ready(Ok(mut left @ 1..)) = written else {
-            return;
-        };
-        let taken = bufs.map_while(|buf| {
-            let taken = buf.len().min(left);
-            left -= taken;
-            (taken > 0 || buf.is_empty()).then_some(&buf[..taken])
-        });
-        if self.speech.answer(taken) && self.timed.take().is_some() {
-            self.clear();
+    fn wrote(&mut self, written: &Poll<io::Result<usize>>, first: &[u8]) {
+        if let Poll::Ready(Ok(1..)) = written {
+            if self.speech.answer(first) && self.timed.take().is_some() {
+                self.clear();
+            }
         }
     }
 
@@ -327,7 +317,7 @@ impl<I: Io> AsyncWrite for IncomingIo<I> {
     ) -> Poll<io::Result<usize>> {
         self.check()?;
         let written = Pin::new(&mut self.conn).poll_write(cx, buf);
-        self.wrote(&written, [buf].into_iter());
+        self.wrote(&written, buf);
         self.waits(written, cx, false)
     }
 
@@ -338,7 +328,8 @@ impl<I: Io> AsyncWrite for IncomingIo<I> {
     ) -> Poll<io::Result<usize>> {
         self.check()?;
         let written = Pin::new(&mut self.conn).poll_write_vectored(cx, bufs);
-        self.wrote(&written, bufs.iter().map(|buf| &**buf));
+        let first = bufs.iter().find(|buf| !buf.is_empty());
+        self.wrote(&written, first.map_or(&[], |first| first));
         self.waits(written, cx, false)
     }
 

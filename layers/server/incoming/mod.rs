@@ -1,6 +1,5 @@
 //! The bridge: a stack in front of a server that has an accept loop of its own.
 
-mod answers;
 mod hand_out;
 mod speech;
 
@@ -214,8 +213,7 @@ impl<I> Incoming<I> {
     ///
     /// It is what a request deadline can be where requests are not known here: it ends a head or body that drips, and a
     /// handler that is late. So it must be longer than the longest upload, and is nothing for streams on which only the
-    /// peer speaks. After an upgrade of HTTP/1 it is off, unless the connection had a HEAD request, or one answered without
-    /// a length, before it: then it is not certain that the upgrade is one. Not covered is a handler that neither reads its body nor answers:
+    /// peer speaks. After an upgrade of HTTP/1 it is off. Not covered is a handler that neither reads its body nor answers:
     /// then nothing is waited for.
     ///
     /// HTTP/2, known by its preface, has many requests at once. There it is for preface and SETTINGS together, and then
