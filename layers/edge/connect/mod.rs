@@ -32,7 +32,8 @@
 //! A name is looked up by a service of [`Name`], [`SystemResolver`] unless another is
 //! [given](TcpConnector::with_resolver): a closure with a list of its own, say. With the feature `dns` there is one that asks
 //! name servers itself, `dns::DnsResolver`. An address is never looked up. What a lookup finds is taken as a whole: a
-//! connector does not begin with one family while the other is still being asked for.
+//! connector does not begin with one family while the other is still being asked for, as RFC 8305 (section 3) would after
+//! 50 ms.
 //!
 //! ```
 //! use std::{convert::Infallible, net::IpAddr};
@@ -64,6 +65,10 @@
 //! None of these has a dry run: they are here so that nothing lasts for ever. The one to be chosen from data is that of the
 //! [`ConnectDeadlineLayer`](crate::deadline::ConnectDeadlineLayer) around them, which has one, and
 //! `tower_net_connect_seconds` is the data.
+//!
+//! A connection that is open has no deadline here: silence, and a peer that takes nothing, are left to who uses it: the
+//! calls of a [`client`](crate::client), the tunnels of [`forward`](crate::forward) and the idle ones of a
+//! [`pool`](crate::pool) have theirs. Keepalive and user timeout are the [socket's](SocketOptions).
 //!
 //! # Metrics
 //!
