@@ -92,14 +92,18 @@ pub(super) struct Books<K, C, A, W> {
     pub(super) next: u64,
     pub(super) round: u64,
     pub(super) closed: bool,
-    /// When the pool's own task looks next.
+    /// When the pool's own task goes round the targets next.
     pub(super) armed: Option<Instant>,
+    /// When the next of those who wait gives up, or one who has what it waited for would have.
+    pub(super) late_at: Option<Instant>,
     /// The pool's own task has been, or is to be, told that something has come to be idle.
     pub(super) is_stamping: bool,
     /// When it next says since when that has been so; none for as soon as it can.
     pub(super) stamp_at: Option<Instant>,
     /// It is on its way round the targets.
     pub(super) walk: Option<Walk>,
+    /// It does not set out again before.
+    pub(super) rests_until: Option<Instant>,
 }
 
 /// What is to be done without the lock.
@@ -258,9 +262,11 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             round: 0,
             closed: false,
             armed: None,
+            late_at: None,
             is_stamping: false,
             stamp_at: None,
             walk: None,
+            rests_until: None,
         }
     }
 
@@ -414,7 +420,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         });
         self.counts.waiting += 1;
         self.enter_lines(at);
-        self.arm(terms.by);
+        self.arm_wait(terms.by);
         let ticket = Ticket {
             number,
             target: at,

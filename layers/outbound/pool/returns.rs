@@ -183,17 +183,14 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         }
     }
 
-    /// Has the pool's own task look no later than this.
+    /// Has the pool's own task go round the targets no later than this.
     pub(super) fn arm(&mut self, due: Option<Instant>) {
-        if let Some(due) = due {
-            if self
-                .armed
-                .is_none_or(|armed| due < armed)
-            {
-                self.armed = Some(due);
-                self.after.rouse = true;
-            }
-        }
+        self.after.rouse |= advance(&mut self.armed, due);
+    }
+
+    /// Has it look who gives up no later than this.
+    pub(super) fn arm_wait(&mut self, by: Option<Instant>) {
+        self.after.rouse |= advance(&mut self.late_at, by);
     }
 
     /// Forgets a target of which nothing is left.
@@ -222,4 +219,13 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         let target = self.targets.remove(at);
         self.index.remove(&target.key);
     }
+}
+
+/// Whether something has to be done sooner.
+fn advance(at: &mut Option<Instant>, due: Option<Instant>) -> bool {
+    let is_sooner = due.is_some_and(|due| at.is_none_or(|at| due < at));
+    if is_sooner {
+        *at = due;
+    }
+    is_sooner
 }

@@ -24,6 +24,7 @@ pub(super) enum Next {
 #[derive(Debug)]
 pub(super) struct Walk {
     next: usize,
+    steps: usize,
     /// It says since when what is idle has been so.
     stamps: bool,
     has_stamped: bool,
@@ -34,6 +35,10 @@ pub(super) struct Walk {
 impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
     /// What is to be done now, or some of it; returns the dials to begin, and when to look next.
     pub(super) fn tend(&mut self, now: Instant) -> (Vec<Warming<W>>, Next) {
+        if self.late_at.is_some_and(|at| at <= now) {
+            self.late_at = None;
+            self.refuse_the_late(now);
+        }
         let walk = self.walk.take();
         if let Some(walk) = walk.or_else(|| self.set_out(now)) {
             self.walk = self.go_on(walk, now);
@@ -44,24 +49,35 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         if self.walk.is_some() {
             return (warming, Next::Soon);
         }
-        let due = [self.armed, self.stamp_at].into_iter();
+        let due = [self.next_round(), self.late_at, self.stamp_at].into_iter();
         (warming, Next::At(due.flatten().min()))
+    }
+
+    /// When it goes round next to do what is due: not at once after it has been round a great many.
+    fn next_round(&self) -> Option<Instant> {
+        let due = self.armed?;
+        Some(
+            self.rests_until
+                .map_or(due, |rests| rests.max(due)),
+        )
     }
 
     /// Begins a walk, if there is something to do.
     fn set_out(&mut self, now: Instant) -> Option<Walk> {
         let stamps = self.is_stamping && self.stamp_at.is_none_or(|at| at <= now);
-        let looks = self.armed.is_some_and(|due| due <= now);
+        let looks = self
+            .next_round()
+            .is_some_and(|due| due <= now);
         if stamps {
             // What comes to be idle on the way says so.
             self.is_stamping = false;
         }
         if looks {
             self.armed = None;
-            self.refuse_the_late(now);
         }
         (stamps || looks).then_some(Walk {
             next: 0,
+            steps: 0,
             stamps,
             has_stamped: false,
             looks,
@@ -70,9 +86,9 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
 
     /// Goes some of the way; returns what is left of it.
     fn go_on(&mut self, mut walk: Walk, now: Instant) -> Option<Walk> {
-        let mut left = STEPS;
+        let most = walk.steps + STEPS;
         while walk.next < self.targets.capacity() {
-            if left == 0 {
+            if walk.steps >= most {
                 return Some(walk);
             }
             let at = walk.next;
@@ -81,7 +97,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
                 .targets
                 .get(at)
                 .map_or(0, |target| target.idle.len());
-            left = left.saturating_sub(1 + idle);
+            walk.steps += 1 + idle;
             if walk.stamps {
                 walk.has_stamped |= self.stamp(at, now);
             }
@@ -99,6 +115,10 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
                 .checked_add(pause)
                 .filter(|_| self.is_stamping);
         }
+        let steps = u32::try_from(walk.steps).unwrap_or(u32::MAX);
+        self.rests_until = (walk.steps > STEPS)
+            .then(|| now.checked_add(REST * steps))
+            .flatten();
         None
     }
 
@@ -155,7 +175,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             waiters.filter(|(_, waiter)| matches!(waiter.given, Given::Nothing | Given::Place(_)));
         let next = waiting.filter_map(|(_, waiter)| waiter.terms.by);
         let next = next.min();
-        self.arm(next);
+        self.arm_wait(next);
     }
 
     /// Closes what has lived long enough, and what has been idle for long enough, but for those that are to be kept
@@ -258,6 +278,10 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
 
 /// Targets, and idle connections, that are looked after in one go, while nobody else has the lock.
 const STEPS: usize = 512;
+
+/// What is waited for each of them, if they are more than that: or else, where each of many has its own time to go, the
+/// pool's own task would do nothing but go round.
+const REST: Duration = Duration::from_micros(1);
 
 /// A connection may stay idle longer than it should by one part in so many.
 const STAMPS: u32 = 64;
