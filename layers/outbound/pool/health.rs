@@ -39,14 +39,14 @@ impl ConnectBackoff {
         }
     }
 
-    /// After so many failures in a row. Default: 3. Zero is refused.
+    /// After so many failures in a row. Default: 3. Zero is an error when the layer is made.
     #[must_use]
     pub fn after(mut self, failures: u32) -> Self {
         self.after = Some(failures);
         self
     }
 
-    /// The first pause. Default: 200 ms. Zero is refused.
+    /// The first pause. Default: 200 ms. Zero is an error when the layer is made.
     #[must_use]
     pub fn first(mut self, pause: Duration) -> Self {
         self.first = pause;
