@@ -288,3 +288,99 @@ const STAMPS: u32 = 64;
 
 /// Where nothing is closed for being idle.
 const SELDOM: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{books::Limits, health::ConnectBackoff},
+        *,
+    };
+
+    struct Silent(u64);
+
+    impl Member for Silent {
+        fn number(&self) -> u64 {
+            self.0
+        }
+
+        fn round(&self) -> u64 {
+            0
+        }
+
+        fn retires(&self) -> Option<Instant> {
+            None
+        }
+    }
+
+    type All = Books<usize, Silent, (), ()>;
+
+    /// So many targets, with an idle connection to each.
+    fn idle(targets: usize, now: Instant) -> All {
+        let mut books = Books::new(Limits {
+            open: targets,
+            open_per_target: 1,
+            idle_per_target: 1,
+            waiting: 1,
+            idle_for: Some(Duration::from_secs(64)),
+            backoff: ConnectBackoff::off(),
+        });
+        for key in 0..targets {
+            let at = books.enter(key);
+            let dial = books.claim(at, now).expect("a place");
+            let left = books.dialled(at, dial, Silent(dial), now);
+            assert!(books.give_back(at, left.expect("for nobody"), || now, true));
+        }
+        books
+    }
+
+    fn seen(books: &All) -> usize {
+        let idle = books
+            .targets
+            .iter()
+            .flat_map(|(_, target)| &target.idle);
+        idle.filter(|idle| idle.since.is_some())
+            .count()
+    }
+
+    #[test]
+    fn so_many_are_looked_after_in_one_go_and_all_in_several() {
+        let (now, many) = (Instant::now(), STEPS * 2);
+        let mut books = idle(many, now);
+
+        let mut goes = vec![seen(&books)];
+        while let (_, Next::Soon) = books.tend(now) {
+            goes.push(seen(&books));
+        }
+
+        let most = goes
+            .windows(2)
+            .map(|goes| goes[1] - goes[0]);
+        assert!(most.max() <= Some(STEPS), "{goes:?}");
+        assert_eq!(seen(&books), many);
+        let later = now + Duration::from_secs(64);
+        while let (_, Next::Soon) = books.tend(later) {}
+        assert_eq!(books.counts.idle, 0);
+        // The next thing that is due has to wait a little.
+        books.arm(Some(later));
+        let (_, next) = books.tend(later);
+        assert!(matches!(next, Next::At(Some(at)) if at > later));
+    }
+
+    #[test]
+    fn who_gives_up_costs_no_way_round() {
+        let now = Instant::now();
+        let mut books = idle(STEPS * 2, now);
+        while let (_, Next::Soon) = books.tend(now) {}
+        let by = now + Duration::from_millis(1);
+        books.arm_wait(Some(by));
+
+        let (_, next) = books.tend(by);
+
+        assert!(matches!(next, Next::At(Some(at)) if at > by));
+        books.arm(Some(by));
+        assert!(matches!(
+            books.tend(now + Duration::from_millis(900)),
+            (_, Next::Soon)
+        ));
+    }
+}
