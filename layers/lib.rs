@@ -173,7 +173,7 @@
 //! | `tower_net_balance_endpoints` | gauge | `service` | [`balance`] |
 //! | `tower_net_pool_connections` | gauge | `pool`, `state`: `idle`, `in_use`, `connecting` | [`pool`] |
 //! | `tower_net_pool_waiting` | gauge | `pool` | [`pool`] |
-//! | `tower_net_pool_wait_seconds` | histogram | `pool`; zero for a get that was served at once | [`pool`] |
+//! | `tower_net_pool_wait_seconds` | histogram | `pool`; not of a get that found an idle connection | [`pool`] |
 //! | `tower_net_pool_gets_total` | counter | `pool`, `outcome`: `idle`, `late`, `dialled`; `backoff`, `closed`, `connect`, `elapsed`, `queue_full`, `left` | [`pool`] |
 //! | `tower_net_pool_connects_total` | counter | `pool`, `outcome`: `ok`, `failed`, `elapsed`, `abandoned` | [`pool`] |
 //! | `tower_net_pool_closed_total` | counter | `pool`, `reason`: `age`, `broken`, `closed`, `dropped`, `ended`, `evicted`, `idle`, `renewed`, `stray`, `surplus` | [`pool`] |

@@ -64,6 +64,7 @@ mod meter_connect;
 mod networks;
 mod pool;
 mod pool_down;
+mod pool_others;
 mod pool_share;
 mod pool_vectors;
 mod pool_wait;

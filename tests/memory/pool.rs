@@ -735,7 +735,7 @@ async fn every_figure_is_in_the_metrics() {
     assert_eq!([connects("ok"), connects("failed")], [2.0, 1.0]);
     assert_eq!(
         metrics.of("tower_net_pool_wait_seconds", &[("pool", "test")]),
-        6.0
+        5.0
     );
     assert_eq!(metrics.of("tower_net_pool_waiting", &[]), 0.0);
     let all = ["in_use", "idle", "connecting"].map(state);

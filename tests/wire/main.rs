@@ -26,6 +26,8 @@ mod listen;
 mod multiplexed;
 mod peer;
 mod pool;
+#[cfg(feature = "tls")]
+mod pool_tls;
 mod pressure;
 #[cfg(feature = "proxy-protocol")]
 mod proxy_protocol;

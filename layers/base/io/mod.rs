@@ -239,3 +239,15 @@ pub(crate) fn broken<I: Io + ?Sized>(io: &I) -> Option<io::Error> {
             .then(|| io::ErrorKind::BrokenPipe.into())
     })
 }
+
+/// Whether the peer has ended its side or the connection is broken, whatever there is to be read before that. `false`
+/// without a socket.
+pub(crate) fn has_ended<I: Io + ?Sized>(io: &I) -> bool {
+    let Some(socket) = io.socket() else {
+        return false;
+    };
+    let over = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    let mut asked = [PollFd::new(&*socket, over)];
+    let answered = poll(&mut asked, Some(&Timespec::default()));
+    answered.is_ok_and(|_| asked[0].revents().intersects(over))
+}

@@ -104,6 +104,9 @@ pub(super) struct Books<K, C, A, W> {
     pub(super) walk: Option<Walk>,
     /// It does not set out again before.
     pub(super) rests_until: Option<Instant>,
+    /// How often somebody who came to wait has read the clock, and what it said the last time.
+    pub(super) readings: u64,
+    pub(super) latest: Option<Instant>,
 }
 
 /// What is to be done without the lock.
@@ -112,6 +115,8 @@ pub(super) struct After<C, A, W> {
     pub(super) wakes: Vec<Waker>,
     /// To be dropped, which may do anything.
     pub(super) outdated: Option<Waker>,
+    /// The same.
+    pub(super) refused: Vec<Refusal>,
     /// To be closed, and then to be freed where the place is; none where somebody has it already.
     pub(super) closed: Vec<(C, Gone, Option<usize>)>,
     pub(super) called_off: Vec<A>,
@@ -126,6 +131,7 @@ impl<C, A, W> Default for After<C, A, W> {
         Self {
             wakes: Vec::new(),
             outdated: None,
+            refused: Vec::new(),
             closed: Vec::new(),
             called_off: Vec::new(),
             recipes: Vec::new(),
@@ -139,6 +145,7 @@ impl<C, A, W> After<C, A, W> {
         !self.rouse
             && self.wakes.is_empty()
             && self.outdated.is_none()
+            && self.refused.is_empty()
             && self.closed.is_empty()
             && self.called_off.is_empty()
             && self.recipes.is_empty()
@@ -223,7 +230,8 @@ pub(super) enum Given<C> {
     Member {
         member: C,
         is_fresh: bool,
-        at: Instant,
+        /// How often the clock had been read by then.
+        seen: u64,
     },
     Refused(Refusal, Instant),
 }
@@ -238,7 +246,7 @@ pub(super) struct Ticket {
 
 #[derive(Debug)]
 pub(super) enum Got<C> {
-    Idle(usize, C),
+    Idle(C),
     /// Wait; and dial under this number, if there is one.
     Wait(Ticket, Option<u64>),
 }
@@ -267,6 +275,8 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             stamp_at: None,
             walk: None,
             rests_until: None,
+            readings: 0,
+            latest: None,
         }
     }
 
@@ -282,6 +292,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
     }
 
     /// Where a target is, which is mostly where it was the last time.
+    #[inline]
     fn find(&self, key: &K, hint: usize) -> Option<usize> {
         match self.targets.get(hint) {
             Some(target) if target.key == *key => Some(hint),
@@ -313,173 +324,19 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
 
     // === Getting
 
-    /// The connection that was given back last.
-    pub(super) fn take_idle(&mut self, key: &K, hint: usize) -> Option<(usize, C)> {
-        let at = self.find(key, hint)?;
+    /// The connection that was given back last, and where its target is; or where that is, if it is known at all.
+    pub(super) fn take_idle(&mut self, key: &K, hint: usize) -> Result<(usize, C), Option<usize>> {
+        let Some(at) = self.find(key, hint) else {
+            return Err(None);
+        };
         let target = &mut self.targets[at];
-        let idle = target.idle.pop_back()?;
+        let Some(idle) = target.idle.pop_back() else {
+            return Err(Some(at));
+        };
         self.counts.idle -= 1;
         if target.idle.len() < target.warm {
             self.after.rouse = true;
         }
-        Some((at, idle.member))
-    }
-
-    /// The same; or else stands in line, with a dial if there is a place for it.
-    pub(super) fn get(
-        &mut self,
-        key: K,
-        hint: usize,
-        terms: impl FnOnce() -> Terms,
-    ) -> Result<Got<C>, (Refusal, Terms)> {
-        if let Some((at, member)) = self.take_idle(&key, hint) {
-            return Ok(Got::Idle(at, member));
-        }
-        let terms = terms();
-        if self.closed {
-            return Err((Refusal::Closed, terms));
-        }
-        if terms
-            .by
-            .is_some_and(|by| by <= terms.since)
-        {
-            return Err((Refusal::Elapsed { connecting: false }, terms));
-        }
-        let at = match self.find(&key, hint) {
-            Some(at) => at,
-            None => self.enter(key),
-        };
-        let stood = self.stand_in_line(at, None, terms, terms.since);
-        stood.map_err(|refusal| (refusal, terms))
-    }
-
-    /// Once more, for one whose connection was dead, and has its place still: it stands where it stood.
-    pub(super) fn get_again(
-        &mut self,
-        ticket: Ticket,
-        terms: Terms,
-        now: Instant,
-    ) -> Result<Got<C>, (Refusal, Terms)> {
-        if self.closed {
-            return Err((Refusal::Closed, terms));
-        }
-        let (at, number) = (ticket.target, Some(ticket.number));
-        if let Some(idle) = self.targets[at].idle.pop_back() {
-            self.counts.idle -= 1;
-            return Ok(Got::Idle(at, idle.member));
-        }
-        let stood = self.stand_in_line(at, number, terms, now);
-        stood.map_err(|refusal| (refusal, terms))
-    }
-
-    fn stand_in_line(
-        &mut self,
-        at: usize,
-        number: Option<u64>,
-        terms: Terms,
-        now: Instant,
-    ) -> Result<Got<C>, Refusal> {
-        let dial = self.claim(at, now);
-        if dial.is_none() {
-            let bound = self.limits.waiting;
-            let refusal = if self.is_hopeless(at, now) {
-                Some(self.backing_off(at, now))
-            } else if self.queued >= bound && number.is_none() {
-                Some(Refusal::QueueFull { bound })
-            } else {
-                None
-            };
-            if let Some(refusal) = refusal {
-                self.tidy(at, now);
-                return Err(refusal);
-            }
-            self.queued += 1;
-            self.look_for_room(at, now);
-        }
-        let key = self.waiters.vacant_key();
-        let waiting = &mut self.targets[at].waiting;
-        let number = match number {
-            None => {
-                self.next += 1;
-                waiting.push_back((self.next, key));
-                self.next
-            }
-            Some(number) => {
-                let behind = waiting.partition_point(|(other, _)| *other < number);
-                waiting.insert(behind, (number, key));
-                number
-            }
-        };
-        self.waiters.insert(Waiter {
-            number,
-            target: at,
-            waker: None,
-            has_dialled: dial.is_some(),
-            given: Given::Nothing,
-            terms,
-        });
-        self.counts.waiting += 1;
-        self.enter_lines(at);
-        self.arm_wait(terms.by);
-        let ticket = Ticket {
-            number,
-            target: at,
-            key,
-        };
-        Ok(Got::Wait(ticket, dial))
-    }
-
-    /// What has been given to somebody who waits, if anything has; a connection or a refusal ends the waiting.
-    pub(super) fn ask(&mut self, ticket: Ticket, waker: &Waker) -> Option<(Given<C>, Terms)> {
-        let waiter = &mut self.waiters[ticket.key];
-        match waiter.given {
-            Given::Nothing => {
-                if !waiter
-                    .waker
-                    .as_ref()
-                    .is_some_and(|known| known.will_wake(waker))
-                {
-                    self.after.outdated = waiter.waker.replace(waker.clone());
-                }
-                None
-            }
-            Given::Place(_) => Some((take(&mut waiter.given), waiter.terms)),
-            Given::Member { .. } | Given::Refused(..) => {
-                let waiter = self.waiters.remove(ticket.key);
-                Some((waiter.given, waiter.terms))
-            }
-        }
-    }
-
-    /// Somebody waits no longer; returns the connection that it was given and has not seen.
-    pub(super) fn leave(&mut self, ticket: Ticket, now: Instant) -> (Terms, Option<(C, bool)>) {
-        let mut waiter = self.waiters.remove(ticket.key);
-        let terms = waiter.terms;
-        self.after.outdated = waiter.waker.take();
-        match waiter.given {
-            Given::Member {
-                member, is_fresh, ..
-            } => return (terms, Some((member, is_fresh))),
-            Given::Refused(..) => {}
-            Given::Nothing | Given::Place(_) => {
-                self.strike(waiter.target, waiter.number, waiter.has_dialled);
-                match waiter.given {
-                    Given::Place(dial) => self.dial_gone(waiter.target, dial, now),
-                    _ => self.tidy(waiter.target, now),
-                }
-            }
-        }
-        (terms, None)
-    }
-
-    /// Takes somebody off the list of those who wait.
-    pub(super) fn strike(&mut self, target: usize, number: u64, has_dialled: bool) {
-        let waiting = &mut self.targets[target].waiting;
-        if let Ok(at) = waiting.binary_search_by_key(&number, |(number, _)| *number) {
-            waiting.remove(at);
-        }
-        self.leave_lines(target);
-        self.counts.waiting -= 1;
-        self.queued -= usize::from(!has_dialled);
+        Ok((at, idle.member))
     }
 }

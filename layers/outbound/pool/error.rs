@@ -6,6 +6,12 @@ use crate::base::error::BoxError;
 /// A pool gave no connection. Whatever was to be done with it was never begun.
 #[derive(Debug)]
 pub struct PoolError {
+    // Boxed: it is rare, and moves with every get.
+    inner: Box<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
     cause: PoolCause,
     waited: Duration,
 }
@@ -68,11 +74,13 @@ impl PoolError {
             },
             Refusal::QueueFull { bound } => PoolCause::QueueFull { bound },
         };
-        Self { cause, waited }
+        Self {
+            inner: Box::new(Inner { cause, waited }),
+        }
     }
 
     pub(super) fn outcome(&self) -> Outcome {
-        match self.cause {
+        match self.inner.cause {
             PoolCause::Backoff { .. } => Outcome::Backoff,
             PoolCause::Closed => Outcome::Closed,
             PoolCause::Connect(_) => Outcome::Connect,
@@ -84,13 +92,13 @@ impl PoolError {
     /// Why.
     #[must_use]
     pub fn cause(&self) -> &PoolCause {
-        &self.cause
+        &self.inner.cause
     }
 
     /// How long the get took until then.
     #[must_use]
     pub fn waited(&self) -> Duration {
-        self.waited
+        self.inner.waited
     }
 
     /// Whether it may be worth asking again, here or at another target. Not when the caller's own deadline has passed,
@@ -98,7 +106,7 @@ impl PoolError {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         !matches!(
-            self.cause,
+            self.inner.cause,
             PoolCause::Closed
                 | PoolCause::Elapsed {
                     is_callers: true,
@@ -110,7 +118,8 @@ impl PoolError {
 
 impl fmt::Display for PoolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.cause {
+        let waited = self.inner.waited;
+        match &self.inner.cause {
             PoolCause::Backoff { failures, left } if left.is_zero() => write!(
                 f,
                 "target failed {failures} times in a row and is being tried by another"
@@ -120,7 +129,7 @@ impl fmt::Display for PoolError {
                 "target failed {failures} times in a row and is left alone for another {left:?}"
             ),
             PoolCause::Closed => f.write_str("pool is closed"),
-            PoolCause::Connect(_) => write!(f, "connect failed after {:?}", self.waited),
+            PoolCause::Connect(_) => write!(f, "connect failed after {waited:?}"),
             PoolCause::Elapsed { phase, is_callers } => {
                 let whose = if *is_callers {
                     "the caller's deadline"
@@ -133,8 +142,7 @@ impl fmt::Display for PoolError {
                 };
                 write!(
                     f,
-                    "no connection after {:?}: {whose} passed while {what}",
-                    self.waited
+                    "no connection after {waited:?}: {whose} passed while {what}"
                 )
             }
             PoolCause::QueueFull { bound } => {
@@ -149,7 +157,7 @@ impl fmt::Display for PoolError {
 
 impl Error for PoolError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match &self.cause {
+        match &self.inner.cause {
             PoolCause::Connect(error) => Some(&**error),
             _ => None,
         }

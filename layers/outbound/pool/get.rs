@@ -2,47 +2,84 @@ use std::{
     fmt,
     future::Future,
     hash::Hash,
-    mem::replace,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, ready},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::{task::AbortHandle, time::Instant};
+use tokio::time::Instant;
 use tower_service::Service;
 
 use super::{
-    books::{Given, Got, Terms, Ticket},
+    books::Terms,
     dial::{self, Place},
     error::PoolError,
-    fates::{Gone, Outcome, Refusal},
     handle::PoolHandle,
-    shared::Shared,
-    stream::{Home, Pooled, PooledIo, Served},
-    watch::look,
+    line::{Get, refuse},
+    shared::{Locked, Shared},
+    stream::{Held, Home, PooledIo, Served},
+    watch::{ask, look},
 };
 use crate::{
     base::{
         error::{BoxError, ConfigError},
         io::Io,
-        time::now,
+        time::{later, now},
     },
     conn::{Conn, Deadline},
 };
 
 /// Which connections are alike.
-pub(super) type KeyOf<T, K> = dyn Fn(&T) -> K + Send + Sync;
+pub(super) type KeyOf<T, K> = dyn for<'a> Fn(&'a T) -> Key<'a, K> + Send + Sync;
+
+/// What a target is known by: itself, or what was made of it.
+pub(super) enum Key<'a, K> {
+    Itself(&'a K),
+    Made(K),
+}
+
+impl<K: Clone> Key<'_, K> {
+    fn known(&self) -> &K {
+        match self {
+            Self::Itself(key) => key,
+            Self::Made(key) => key,
+        }
+    }
+
+    fn made(self) -> K {
+        match self {
+            Self::Itself(key) => key.clone(),
+            Self::Made(key) => key,
+        }
+    }
+}
 
 /// The service of [`PoolLayer`](crate::pool::PoolLayer): a connector that gives out connections again and again.
 ///
 /// Clones are the same pool.
 pub struct Pool<C, T, K, I: Io> {
-    connector: C,
-    key: Arc<KeyOf<T, K>>,
-    shared: Arc<Shared<K, I>>,
+    common: Arc<Common<C, T, K, I>>,
     /// Where the last target was in the books.
     hint: usize,
+    /// The last get had to wait for a connection, and so the next one may.
+    is_crowded: bool,
+}
+
+/// What clones of a pool have in common, and those who wait for it.
+pub(super) struct Common<C, T, K, I: Io> {
+    pub(super) shared: Arc<Shared<K, I>>,
+    key: Arc<KeyOf<T, K>>,
+    /// Cloned for each dial. Not every connector is shared between threads.
+    connector: Mutex<C>,
+}
+
+impl<C, T, K, I: Io> Common<C, T, K, I> {
+    pub(super) fn connector(&self) -> MutexGuard<'_, C> {
+        self.connector
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl<C, T, K, I> Pool<C, T, K, I>
@@ -51,18 +88,22 @@ where
     I: Io,
 {
     pub(super) fn new(connector: C, key: Arc<KeyOf<T, K>>, shared: Arc<Shared<K, I>>) -> Self {
-        Self {
-            connector,
-            key,
+        let common = Common {
             shared,
+            key,
+            connector: Mutex::new(connector),
+        };
+        Self {
+            common: Arc::new(common),
             hint: usize::MAX,
+            is_crowded: false,
         }
     }
 
     /// A handle to look into the pool, and to close it.
     #[must_use]
     pub fn handle(&self) -> PoolHandle {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.common.shared);
         PoolHandle::new(shared)
     }
 }
@@ -88,21 +129,17 @@ where
     ///
     /// More than [`max_idle_per_target`](crate::pool::Pooling::max_idle_per_target).
     pub fn keep_warm(&self, target: T, idle: usize) -> Result<(), ConfigError> {
-        if idle
-            > self
-                .shared
-                .pooling
-                .limits()
-                .idle_per_target
-        {
+        let Common { shared, key, .. } = &*self.common;
+        if idle > shared.pooling.limits().idle_per_target {
             return Err(ConfigError::new(
                 "keep_warm",
                 "must not be more than max_idle_per_target",
             ));
         }
-        let key = (self.key)(&target);
+        let key = key(&target).made();
+        let connector = self.common.connector().clone();
         // Asked for under a lock of its own: not every connector is shared between threads.
-        let connector = Mutex::new((self.connector.clone(), target));
+        let connector = Mutex::new((connector, target));
         let recipe = move |place: Place<I>| {
             let held = connector
                 .lock()
@@ -111,19 +148,63 @@ where
             drop(held);
             dial::begin(place, connector, target)
         };
-        self.shared
-            .keep_warm(key, idle, Arc::new(recipe));
+        shared.keep_warm(key, idle, Arc::new(recipe));
         Ok(())
     }
 }
 
-impl<C: Clone, T, K, I: Io> Clone for Pool<C, T, K, I> {
+impl<C, T, K, I> Pool<C, T, K, I>
+where
+    C: Service<T, Response = Conn<I>> + Clone + Send + 'static,
+    C::Error: Into<BoxError>,
+    C::Future: Send,
+    T: Clone + Send + 'static,
+    K: Hash + Eq + Clone + Send + 'static,
+    I: Io,
+{
+    /// A get for which there was nothing idle; the lock is still held.
+    #[inline(never)]
+    fn wait(
+        common: &Arc<Common<C, T, K, I>>,
+        is_crowded: &mut bool,
+        books: Locked<'_, K, I>,
+        at: usize,
+        target: T,
+        since: Option<Instant>,
+    ) -> GetFuture<C, T, K, I> {
+        let shared = &common.shared;
+        let terms = terms(since.unwrap_or_else(now), shared.pooling.within);
+        let books = match shared.join(books, at, terms) {
+            Ok(ticket) => {
+                *is_crowded = true;
+                return GetFuture {
+                    state: State::Waiting(Get::new(Arc::clone(common), target, ticket)),
+                };
+            }
+            Err(books) => books,
+        };
+        let (ticket, dial) = match shared.line_up(books, at, terms) {
+            Ok(stands) => stands,
+            Err(refusal) => {
+                return GetFuture::known(Err(refuse(shared, refusal, terms, terms.since)));
+            }
+        };
+        let get = Get::new(Arc::clone(common), target, ticket);
+        if let Some(dial) = dial {
+            get.dial(dial);
+        }
+        GetFuture {
+            state: State::Waiting(get),
+        }
+    }
+}
+
+impl<C, T, K, I: Io> Clone for Pool<C, T, K, I> {
     fn clone(&self) -> Self {
         Self {
-            connector: self.connector.clone(),
-            key: Arc::clone(&self.key),
-            shared: Arc::clone(&self.shared),
+            common: Arc::clone(&self.common),
             hint: self.hint,
+            is_crowded: self.is_crowded,
         }
     }
 }
@@ -131,7 +212,7 @@ impl<C: Clone, T, K, I: Io> Clone for Pool<C, T, K, I> {
 impl<C: fmt::Debug, T, K, I: Io> fmt::Debug for Pool<C, T, K, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
-            .field("connector", &self.connector)
+            .field("connector", &self.common.connector)
             .finish_non_exhaustive()
     }
 }
@@ -153,87 +234,53 @@ where
         Poll::Ready(Ok(()))
     }
 
+    #[inline]
     fn call(&mut self, target: T) -> Self::Future {
-        let within = self.shared.pooling.within;
+        let shared = &self.common.shared;
+        // Where it is likely to be asked for, the clock is read before the lock is taken.
+        let since = self.is_crowded.then(now);
         loop {
-            let key = (self.key)(&target);
-            let hint = self.hint;
-            let got = self
-                .shared
-                .with(|books| books.get(key, hint, || terms(within)));
-            let state = match got {
-                Ok(Got::Idle(at, mut pooled)) => {
+            let key = (self.common.key)(&target);
+            let (at, mut pooled) = match shared.take_idle(key.known(), self.hint) {
+                Ok(idle) => idle,
+                Err((mut books, at)) => {
+                    let at = at.unwrap_or_else(|| books.enter(key.made()));
                     self.hint = at;
-                    if let Err(gone) = look(&mut pooled.conn) {
-                        self.shared.let_go(pooled, gone);
-                        continue;
-                    }
-                    State::Served(lend(&self.shared, pooled, Served::Idle, Duration::ZERO))
-                }
-                Ok(Got::Wait(ticket, dial)) => {
-                    self.hint = ticket.target;
-                    let get = Get {
-                        pool: Arc::clone(&self.shared),
-                        connector: self.connector.clone(),
+                    return Self::wait(
+                        &self.common,
+                        &mut self.is_crowded,
+                        books,
+                        at,
                         target,
-                        begin: dial::begin,
-                        ticket,
-                    };
-                    if let Some(dial) = dial {
-                        get.dial(dial);
-                    }
-                    State::Waiting(get)
-                }
-                Err((refusal, terms)) => {
-                    State::Failed(refuse(&self.shared, refusal, terms, terms.since))
+                        since,
+                    );
                 }
             };
-            return GetFuture { state };
+            self.hint = at;
+            self.is_crowded = false;
+            let Held { io, record } = &mut *pooled.held;
+            match look(io, &record.watch).and_then(|()| ask(io)) {
+                Ok(()) => {
+                    shared.metrics.got_at_once();
+                    return GetFuture::known(Ok(pooled.lend(Served::Idle, Duration::ZERO)));
+                }
+                Err(gone) => shared.let_go(pooled, gone),
+            }
         }
     }
 }
 
-/// From now, until the pool's limit or the caller's deadline.
-fn terms(within: Duration) -> Terms {
-    let since = now();
-    let own = Deadline::after(since, within);
-    let callers = Deadline::current();
+/// From then until the pool's limit or the caller's deadline.
+#[inline]
+fn terms(since: Instant, within: Duration) -> Terms {
+    let own = later(since, within);
+    let callers = Deadline::current().instant();
+    let is_callers = callers.is_some_and(|callers| own.is_none_or(|own| callers < own));
     Terms {
         since,
-        by: own.min(callers).instant(),
-        is_callers: callers < own,
+        by: if is_callers { callers } else { own },
+        is_callers,
     }
-}
-
-fn lend<K, I>(
-    pool: &Shared<K, I>,
-    pooled: Pooled<I>,
-    served: Served,
-    waited: Duration,
-) -> Conn<PooledIo<I>>
-where
-    K: Hash + Eq + Clone + Send + 'static,
-    I: Io,
-{
-    let outcome = match served {
-        Served::Idle => Outcome::Idle,
-        Served::Late => Outcome::Late,
-        Served::Dialled => Outcome::Dialled,
-    };
-    pool.metrics.got(outcome, waited);
-    pooled.lend(served, waited)
-}
-
-fn refuse<K, I>(pool: &Shared<K, I>, refusal: Refusal, terms: Terms, at: Instant) -> PoolError
-where
-    K: Hash + Eq + Clone + Send + 'static,
-    I: Io,
-{
-    let waited = at.saturating_duration_since(terms.since);
-    let error = PoolError::new(refusal, waited, terms.is_callers);
-    pool.metrics
-        .got(error.outcome(), waited);
-    error
 }
 
 /// The future of [`Pool`].
@@ -249,139 +296,19 @@ where
 }
 
 enum State<C, T, K, I: Io> {
-    Served(Conn<PooledIo<I>>),
-    Failed(PoolError),
+    /// None once it was told.
+    Known(Option<Result<Conn<PooledIo<I>>, PoolError>>),
     Waiting(Get<C, T, K, I>),
-    Over,
 }
 
-/// A get that did not find what it wants at once.
-struct Get<C, T, K, I: Io> {
-    pool: Arc<Shared<K, I>>,
-    connector: C,
-    target: T,
-    /// Held as what it is, so that the future asks nothing of the connector: what is asked of its error would keep
-    /// compilers from seeing that a task that gets may move between threads.
-    begin: fn(Place<I>, C, T) -> AbortHandle,
-    ticket: Ticket,
-}
-
-impl<C, T, K, I> Get<C, T, K, I>
-where
-    C: Clone,
-    T: Clone,
-    K: Hash + Eq + Clone + Send + 'static,
-    I: Io,
-{
-    fn dial(&self, number: u64) {
-        let (connector, target) = (self.connector.clone(), self.target.clone());
-        let Ticket { target: at, .. } = self.ticket;
-        self.pool
-            .begin(at, number, Some(self.ticket), |place| {
-                (self.begin)(place, connector, target)
-            });
-    }
-
-    /// Looks what it has been given.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Conn<PooledIo<I>>, PoolError>> {
-        loop {
-            let ticket = self.ticket;
-            let given = self
-                .pool
-                .with(|books| books.ask(ticket, cx.waker()));
-            match given {
-                None | Some((Given::Nothing, _)) => return Poll::Pending,
-                Some((Given::Place(dial), _)) => self.dial(dial),
-                Some((Given::Refused(refusal, at), terms)) => {
-                    return Poll::Ready(Err(refuse(&self.pool, refusal, terms, at)));
-                }
-                Some((
-                    Given::Member {
-                        mut member,
-                        is_fresh,
-                        at,
-                    },
-                    terms,
-                )) => {
-                    let waited = at.saturating_duration_since(terms.since);
-                    if is_fresh {
-                        // It is not read from: its peer may be the one to speak first.
-                        let conn = lend(&self.pool, member, Served::Dialled, waited);
-                        return Poll::Ready(Ok(conn));
-                    }
-                    match look(&mut member.conn) {
-                        Ok(()) => {
-                            let conn = lend(&self.pool, member, Served::Late, waited);
-                            return Poll::Ready(Ok(conn));
-                        }
-                        Err(gone) => {
-                            if let Some(over) = self.again(member, gone, terms) {
-                                return Poll::Ready(over);
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// It was given a connection that is dead: back in line first, so that the place goes to nobody who came later.
-    fn again(
-        &mut self,
-        dead: Pooled<I>,
-        gone: Gone,
-        terms: Terms,
-    ) -> Option<Result<Conn<PooledIo<I>>, PoolError>> {
-        let (mut dead, mut gone) = (dead, gone);
-        loop {
-            let (ticket, now) = (self.ticket, now());
-            let got = self
-                .pool
-                .with(|books| books.get_again(ticket, terms, now));
-            match got {
-                Ok(Got::Idle(_, mut pooled)) => {
-                    self.pool.let_go(dead, gone);
-                    match look(&mut pooled.conn) {
-                        Ok(()) => {
-                            let waited = now.saturating_duration_since(terms.since);
-                            return Some(Ok(lend(&self.pool, pooled, Served::Idle, waited)));
-                        }
-                        Err(why) => (dead, gone) = (pooled, why),
-                    }
-                }
-                Ok(Got::Wait(ticket, dial)) => {
-                    self.ticket = ticket;
-                    self.pool.let_go(dead, gone);
-                    if let Some(dial) = dial {
-                        self.dial(dial);
-                    }
-                    return None;
-                }
-                Err((refusal, terms)) => {
-                    self.pool.let_go(dead, gone);
-                    return Some(Err(refuse(&self.pool, refusal, terms, now)));
-                }
-            }
-        }
-    }
-}
-
-impl<C, T, K, I> Get<C, T, K, I>
+impl<C, T, K, I> GetFuture<C, T, K, I>
 where
     K: Hash + Eq + Clone + Send + 'static,
     I: Io,
 {
-    fn leave(&self) {
-        let now = now();
-        let (terms, left) = self
-            .pool
-            .with(|books| books.leave(self.ticket, now));
-        let waited = now.saturating_duration_since(terms.since);
-        self.pool
-            .metrics
-            .got(Outcome::Left, waited);
-        if let Some((pooled, is_fresh)) = left {
-            self.pool.take_in(pooled, is_fresh);
+    fn known(known: Result<Conn<PooledIo<I>>, PoolError>) -> Self {
+        Self {
+            state: State::Known(Some(known)),
         }
     }
 }
@@ -403,16 +330,14 @@ where
 {
     type Output = Result<Conn<PooledIo<I>>, PoolError>;
 
+    #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let State::Waiting(get) = &mut self.state {
-            let over = ready!(get.poll(cx));
-            self.state = State::Over;
-            return Poll::Ready(over);
-        }
-        match replace(&mut self.state, State::Over) {
-            State::Served(conn) => Poll::Ready(Ok(conn)),
-            State::Failed(error) => Poll::Ready(Err(error)),
-            State::Waiting(_) | State::Over => panic!("polled again after it was ready"),
+        match &mut self.state {
+            State::Known(known) => {
+                let known = known.take();
+                Poll::Ready(known.expect("polled again after it was ready"))
+            }
+            State::Waiting(get) => get.poll(cx),
         }
     }
 }
@@ -422,17 +347,22 @@ where
     K: Hash + Eq + Clone + Send + 'static,
     I: Io,
 {
+    #[inline]
     fn drop(&mut self) {
-        match &self.state {
-            State::Failed(_) | State::Over => {}
+        match &mut self.state {
+            State::Known(None) => {}
+            State::Known(unseen) => put_back(unseen.take()),
+            State::Waiting(get) if get.is_over => {}
             State::Waiting(get) => get.leave(),
-            State::Served(_) => {
-                // Nobody has seen it.
-                if let State::Served(conn) = replace(&mut self.state, State::Over) {
-                    conn.reuse();
-                }
-            }
         }
+    }
+}
+
+/// What nobody has seen.
+#[cold]
+fn put_back<I: Io>(unseen: Option<Result<Conn<PooledIo<I>>, PoolError>>) {
+    if let Some(Ok(conn)) = unseen {
+        conn.reuse();
     }
 }
 
@@ -443,10 +373,11 @@ where
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.state {
-            State::Served(_) => "Served",
-            State::Failed(_) => "Failed",
+            State::Known(Some(Ok(_))) => "Served",
+            State::Known(Some(Err(_))) => "Failed",
+            State::Known(None) => "Over",
+            State::Waiting(get) if get.is_over => "Over",
             State::Waiting(_) => "Waiting",
-            State::Over => "Over",
         })
     }
 }

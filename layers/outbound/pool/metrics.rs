@@ -78,6 +78,35 @@ impl Metrics {
         shift(&self.waiting, before.waiting, now.waiting);
     }
 
+    // The same for the changes that are nearly all of them.
+
+    /// One that was idle is in use.
+    pub(super) fn taken(&self) {
+        self.idle.decrement(1.0);
+        self.in_use.increment(1.0);
+    }
+
+    /// One that was in use is idle.
+    pub(super) fn given_back(&self) {
+        self.in_use.decrement(1.0);
+        self.idle.increment(1.0);
+    }
+
+    /// One more waits.
+    pub(super) fn waits(&self) {
+        self.waiting.increment(1.0);
+    }
+
+    /// One that was in use is somebody's who has waited.
+    pub(super) fn handed(&self) {
+        self.waiting.decrement(1.0);
+    }
+
+    /// A get that did not have to wait.
+    pub(super) fn got_at_once(&self) {
+        self.gets[Outcome::Idle as usize].increment(1);
+    }
+
     pub(super) fn got(&self, outcome: Outcome, waited: Duration) {
         self.gets[outcome as usize].increment(1);
         self.wait.record(waited);

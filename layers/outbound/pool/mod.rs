@@ -57,8 +57,8 @@
 //! One deadline covers all of it, however many connections turn out to be dead: [`Pooling::within`], or the
 //! [`Deadline`](crate::Deadline) of the caller's request if that is earlier. It does not cover the dial, which has
 //! [a limit of its own](Pooling::dial_within) and goes on when its caller has left: else callers with little time
-//! would never get a connection at all. The pool's own task keeps these deadlines, so they pass only while the runtime
-//! of the pool runs.
+//! would never get a connection at all. The pool's own task keeps these deadlines; a get in another runtime keeps its
+//! own as well, if that runtime can keep time, for the pool's may not run.
 //!
 //! At the total, a connection that comes back goes to those who wait for its own target, since that costs no dial. It is
 //! closed, and its place is somebody else's, where nobody waits for that target; where somebody has waited longer for a
@@ -71,11 +71,13 @@
 //! A connection is used again only if whoever had it says so, by [`Conn::reuse`]; dropped, it is closed. So one whose
 //! exchange failed, timed out or was cancelled half-way is never seen again, and nobody has to remember that.
 //!
-//! While it is idle its stream is watched: one that its peer ends, or that says something nobody asked for, is closed
-//! at once by the pool's own task. A get looks once more, without a round trip: it reads a byte without waiting,
-//! through TLS as well, and asks the socket. That costs no time to speak of, and leaves the moment between the look
-//! and the first byte: a failure on a connection that [is reused](Acquired::is_reused), before any reply, is no
-//! failure of the request.
+//! While it is idle its stream is watched, through TLS as well: one that its peer ends, or that says something nobody
+//! asked for, is closed at once by the pool's own task. A get looks once more, without a round trip: it reads a byte
+//! without waiting if the runtime has heard anything, and asks the kernel, which knows a moment sooner: whether
+//! something has arrived, or through TLS, where that may be a ticket, whether it is the end. (A connection that goes
+//! from hand to hand was looked at when it was given back; the kernel is not asked again.) That costs no time to speak
+//! of, and leaves the moment between the look and the first byte: a failure on a connection that
+//! [is reused](Acquired::is_reused), before any reply, is no failure of the request.
 //!
 //! # Identity
 //!
@@ -91,10 +93,12 @@
 //!
 //! # Cost
 //!
-//! A get of an idle connection takes one short lock, allocates nothing, and asks the kernel for the one socket that
-//! it gives out. Giving back takes the lock once more. Neither reads the clock, unless somebody waits or there is a
-//! [maximum lifetime](Pooling::max_lifetime): since when a connection has been idle is for the pool's own task to say,
-//! which closes it late by a sixty-fourth of the time at the most, and by as much as its runtime is late.
+//! A get of an idle connection takes one short lock, allocates nothing, moves a pointer however large the stream is,
+//! and asks the kernel for the one socket that it gives out. Giving back takes the lock once more. Neither reads the
+//! clock, unless there is a [maximum lifetime](Pooling::max_lifetime): since when a connection has been idle is for the
+//! pool's own task to say, which closes it late by a sixty-fourth of the time at the most, and by as much as its runtime
+//! is late. A get that waits reads the clock once or twice, clones no connector and allocates nothing, unless it dials
+//! or keeps its own time.
 //!
 //! # With and without
 //!
@@ -141,13 +145,16 @@ mod get;
 mod handle;
 mod health;
 mod keeper;
+mod line;
 mod metrics;
 mod places;
+mod queue;
 mod returns;
 mod rounds;
 mod settings;
 mod shared;
 mod stream;
+mod turns;
 mod warmth;
 mod watch;
 
@@ -165,7 +172,11 @@ pub use self::{
     settings::Pooling,
     stream::{Acquired, PooledIo, Served},
 };
-use self::{get::KeyOf, metrics::Metrics, shared::Shared};
+use self::{
+    get::{Key, KeyOf},
+    metrics::Metrics,
+    shared::Shared,
+};
 use crate::{base::error::ConfigError, base::io::Io, conn::Conn};
 
 /// Keeps the connections of a connector. See the [module](self).
@@ -182,15 +193,19 @@ impl<T: Clone + 'static> PoolLayer<T> {
     /// Connections to equal targets are alike. `name` is the value of the `pool` label in the metrics, whose handles
     /// are made here, once: install the recorder first.
     ///
-    /// The target is cloned for every get: one that holds text should share it.
+    /// The target is cloned for every dial.
     ///
     /// # Errors
     ///
     /// A setting that cannot work; or there is no runtime here that can keep time, and
     /// [none was given](Pooling::runtime).
     pub fn new(name: impl Into<String>, pooling: Pooling) -> Result<Self, ConfigError> {
-        Self::keyed(name, pooling, T::clone)
+        Self::known_by(name, pooling, Arc::new(itself))
     }
+}
+
+fn itself<T>(target: &T) -> Key<'_, T> {
+    Key::Itself(target)
 }
 
 impl<T, K> PoolLayer<T, K> {
@@ -204,11 +219,23 @@ impl<T, K> PoolLayer<T, K> {
     where
         F: Fn(&T) -> K + Send + Sync + 'static,
     {
+        // Said of what it takes, so that it may take anything for as long as that is there.
+        fn of<T, K>(key: impl Fn(&T) -> Key<'_, K> + Send + Sync + 'static) -> Arc<KeyOf<T, K>> {
+            Arc::new(key)
+        }
+        Self::known_by(name, pooling, of(move |target| Key::Made(key(target))))
+    }
+
+    fn known_by(
+        name: impl Into<String>,
+        pooling: Pooling,
+        key: Arc<KeyOf<T, K>>,
+    ) -> Result<Self, ConfigError> {
         Ok(Self {
             runtime: pooling.check()?,
             metrics: Arc::new(Metrics::new(&name.into())),
             pooling,
-            key: Arc::new(key),
+            key,
         })
     }
 }
@@ -253,13 +280,20 @@ where
 mod tests {
     use std::{convert::Infallible, future::ready};
 
-    use tokio::{io::duplex, task::yield_now};
+    use tokio::{
+        io::{DuplexStream, duplex},
+        task::yield_now,
+    };
+    use tokio_test::{assert_pending, task};
 
     use super::*;
     use crate::base::{io::GuardedIo, time::count::CLOCK_READS};
 
-    #[tokio::test(start_paused = true)]
-    async fn a_get_of_an_idle_connection_and_giving_it_back_read_no_clock() {
+    type Near = GuardedIo<DuplexStream, DuplexStream>;
+
+    fn pool(
+        pooling: Pooling,
+    ) -> impl Service<u16, Response = Conn<PooledIo<Near>>, Error: fmt::Debug> {
         let connector = tower::service_fn(|_: u16| {
             let (near, far) = duplex(1);
             ready(Ok::<_, Infallible>(Conn::new(
@@ -267,10 +301,14 @@ mod tests {
                 (),
             )))
         });
-        let pooling = Pooling::default();
-        let mut pool = PoolLayer::new("quiet", pooling)
+        PoolLayer::new("quiet", pooling)
             .unwrap()
-            .layer(connector);
+            .layer(connector)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_get_of_an_idle_connection_and_giving_it_back_read_no_clock() {
+        let mut pool = pool(Pooling::default());
         pool.call(1).await.unwrap().reuse();
         yield_now().await;
 
@@ -281,5 +319,25 @@ mod tests {
         }
 
         assert_eq!(CLOCK_READS.get() - before, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_all_wait_for_each_other_a_get_reads_the_clock_once() {
+        let mut pool = pool(Pooling::default().max_open(1));
+        let mut held = pool.call(1).await.unwrap();
+        let mut next = task::spawn(pool.call(1));
+        assert_pending!(next.poll());
+        yield_now().await;
+
+        let before = CLOCK_READS.get();
+        for _ in 0..1_000 {
+            assert!(held.reuse());
+            let mut last = task::spawn(pool.call(1));
+            assert_pending!(last.poll());
+            held = next.await.unwrap();
+            next = last;
+        }
+
+        assert_eq!(CLOCK_READS.get() - before, 1_000);
     }
 }

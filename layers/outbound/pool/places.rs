@@ -71,11 +71,13 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         self.end_dial(at, dial);
         let health = &mut self.targets[at].health;
         health.failed(dial, self.next, now, &self.limits.backoff);
-        if let Some(owner) = owner {
+        let waits = |owner: &Ticket| {
             let waiter = self.waiters.get(owner.key);
-            if waiter.is_some_and(|waiter| waiter.number == owner.number) {
-                self.refuse(owner.key, refusal, now);
-            }
+            waiter.is_some_and(|waiter| waiter.number == owner.number)
+        };
+        match owner.filter(waits) {
+            Some(owner) => self.refuse(owner.key, refusal, now),
+            None => self.after.refused.push(refusal),
         }
         self.free(at, now);
     }
@@ -113,7 +115,9 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         let unused = match &waiter.given {
             Given::Nothing => None,
             Given::Place(dial) => Some(*dial),
-            Given::Member { .. } | Given::Refused(..) => return,
+            Given::Member { .. } | Given::Refused(..) => {
+                return self.after.refused.push(refusal);
+            }
         };
         waiter.given = Given::Refused(refusal, now);
         let waker = waiter.waker.take();
@@ -231,6 +235,9 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
 
     /// Closes the connection to another target that has been idle longest.
     pub(super) fn evict(&mut self, but: usize, now: Instant) -> bool {
+        if self.counts.idle == 0 {
+            return false;
+        }
         let others = self
             .targets
             .iter()
@@ -283,7 +290,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
     pub(super) fn look_for_room(&mut self, at: usize, now: Instant) {
         if !self.may_dial(at, now) {
             self.arm(self.targets[at].health.until());
-        } else if self.counts.open >= self.limits.open {
+        } else if self.counts.dials > 0 && self.counts.open >= self.limits.open {
             let targets = self.targets.iter_mut();
             let mut others = targets.filter(|(other, target)| *other != at && target.orphans() > 0);
             let off = others.find_map(|(_, target)| target.dials.values_mut().find_map(take));

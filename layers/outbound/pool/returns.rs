@@ -9,7 +9,63 @@ use super::{
     fates::Gone,
 };
 
+/// What became of a connection that came back.
+#[derive(Debug)]
+pub(super) enum Kept<C> {
+    /// It is idle.
+    Idle,
+    /// It is whose turn it was, who is to be woken.
+    Handed(Option<Waker>),
+    /// There is more to think of.
+    Not(C),
+}
+
 impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
+    /// A connection comes back where there is nothing to think of: nothing is over or too many, and nobody waits for
+    /// another target.
+    pub(super) fn keep(&mut self, at: usize, member: C, is_fresh: bool) -> Kept<C> {
+        let over = self.is_over(at);
+        let target = &mut self.targets[at];
+        let is_alone = self.lines.len() <= usize::from(target.line.is_some());
+        let lasts = member.round() == self.round && member.retires().is_none();
+        if over || !lasts || !is_alone || self.closed {
+            return Kept::Not(member);
+        }
+        let Some((_, key)) = target.waiting.front() else {
+            if is_fresh || target.idle.len() >= self.limits.idle_per_target {
+                return Kept::Not(member);
+            }
+            self.next += 1;
+            target.idle.push_back(Idle {
+                order: self.next,
+                since: None,
+                dialled: None,
+                member,
+            });
+            self.counts.idle += 1;
+            if !self.is_stamping {
+                self.is_stamping = true;
+                self.after.rouse = true;
+            }
+            return Kept::Idle;
+        };
+        let waiter = &mut self.waiters[*key];
+        if !matches!(waiter.given, Given::Nothing) {
+            return Kept::Not(member);
+        }
+        target.waiting.pop_front();
+        self.counts.waiting -= 1;
+        self.queued -= usize::from(!waiter.has_dialled);
+        waiter.given = Given::Member {
+            member,
+            is_fresh,
+            seen: self.readings,
+        };
+        let waker = waiter.waker.take();
+        self.leave_lines(at);
+        Kept::Handed(waker)
+    }
+
     /// A connection comes back, or one that was dialled for nobody who still waits; `false` if it is not kept. The time
     /// is asked for only if it matters.
     pub(super) fn give_back(
@@ -77,8 +133,10 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         let given = Given::Member {
             member,
             is_fresh,
-            at: now,
+            seen: self.readings,
         };
+        self.readings += 1;
+        self.latest = Some(now);
         let unused = replace(&mut waiter.given, given);
         let waker = waiter.waker.take();
         self.wake(waker);

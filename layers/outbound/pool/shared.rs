@@ -3,7 +3,7 @@
 use std::{
     hash::Hash,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, OnceLock, Weak},
+    sync::{Arc, OnceLock, Weak, atomic::AtomicBool},
 };
 
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
@@ -16,7 +16,7 @@ use super::{
     metrics::Metrics,
     rounds::Next,
     settings::Pooling,
-    stream::{Home, Pooled, Record},
+    stream::{Acquired, Held, Home, Pooled, Record},
     warmth::Warming,
     watch::{Calls, Watch, listen},
 };
@@ -32,6 +32,9 @@ use crate::{
 
 pub(super) type PoolBooks<K, I> = Books<K, Pooled<I>, AbortHandle, Recipe<I>>;
 
+/// The books, while nobody else sees them.
+pub(super) type Locked<'a, K, I> = MutexGuard<'a, PoolBooks<K, I>>;
+
 /// How to dial a target that is kept warm.
 pub(super) type Recipe<I> = Arc<dyn Fn(Place<I>) -> AbortHandle + Send + Sync>;
 
@@ -43,6 +46,8 @@ pub(super) struct Shared<K, I: Io> {
     pub(super) runtime: Handle,
     pub(super) calls: Arc<Calls>,
     pub(super) keeper: OnceLock<AbortHandle>,
+    /// Somebody came from a runtime that keeps no time.
+    pub(super) no_timer: AtomicBool,
     pub(super) me: Weak<Self>,
 }
 
@@ -59,15 +64,26 @@ where
             runtime,
             calls: Arc::default(),
             keeper: OnceLock::new(),
+            no_timer: AtomicBool::new(false),
             me: me.clone(),
         })
     }
 
+    pub(super) fn lock(&self) -> Locked<'_, K, I> {
+        lock(&self.books)
+    }
+
     /// Changes the books. Whom they have woken is woken, and what they have closed is dropped, without the lock.
     pub(super) fn with<R>(&self, change: impl FnOnce(&mut PoolBooks<K, I>) -> R) -> R {
-        let mut books = lock(&self.books);
+        let mut books = self.lock();
         let before = books.counts;
         let result = change(&mut books);
+        self.unlock(books, before);
+        result
+    }
+
+    /// Lets go of the books, which had these numbers before, and does what they have left to do.
+    pub(super) fn unlock(&self, mut books: Locked<'_, K, I>, before: Counts) {
         let counts = books.counts;
         let (wake, after) = books.take_after();
         drop(books);
@@ -78,7 +94,6 @@ where
         if let Some(waker) = wake {
             waker.wake();
         }
-        result
     }
 
     #[cold]
@@ -107,8 +122,7 @@ where
         if !after.closed.is_empty() {
             self.drop_closed(after.closed);
         }
-        drop(after.outdated);
-        drop(after.recipes);
+        drop((after.outdated, after.refused, after.recipes));
         for waker in after.wakes {
             waker.wake();
         }
@@ -123,42 +137,21 @@ where
     /// Makes a connection one of the pool's.
     fn enrol(&self, conn: Conn<I>, dial: Dial, now: Instant) -> Pooled<I> {
         let watch = Watch::new(dial.target, dial.number, &self.calls);
-        let record = Box::new(Record {
+        let lifetime = self.pooling.lifetime();
+        let record = Record {
             home: self.me.clone(),
+            target: dial.target,
+            number: dial.number,
             round: dial.round,
-            retires: self
-                .pooling
-                .lifetime()
-                .and_then(|lifetime| now.checked_add(lifetime)),
+            retires: lifetime.and_then(|lifetime| now.checked_add(lifetime)),
             waker: Arc::clone(&watch).into(),
             watch,
-        });
-        Pooled { conn, record }
-    }
-
-    /// Watches a connection that nobody uses, and keeps it or gives it to whoever waits.
-    pub(super) fn take_in(&self, mut pooled: Pooled<I>, is_fresh: bool) -> bool {
-        pooled.record.watch.begin();
-        if let Err(gone) = listen(&mut pooled.conn, &pooled.record.waker) {
-            if is_fresh {
-                self.ended_unused(&pooled, now());
-            }
-            self.let_go(pooled, gone);
-            return false;
-        }
-        let (kept, stirred) = self.with(|books| {
-            let watch = &pooled.record.watch;
-            // Whoever was called before it is here has not found it.
-            let stirred = watch
-                .has_stirred()
-                .then(|| Arc::clone(watch));
-            let target = watch.target;
-            (books.give_back(target, pooled, now, is_fresh), stirred)
-        });
-        if let Some(watch) = stirred {
-            watch.call();
-        }
-        kept
+            acquired: Acquired::NEVER,
+            is_broken: false,
+        };
+        let (io, info) = conn.into_parts();
+        let held = Box::new(Held { io, record });
+        Pooled { held, info }
     }
 
     /// Looks at a connection that has stirred while it was idle.
@@ -168,8 +161,8 @@ where
             return;
         };
         watch.begin();
-        let Pooled { conn, record } = &mut idle.member;
-        if let Err(gone) = listen(conn, &record.waker) {
+        let Held { io, record } = &mut *idle.member.held;
+        if let Err(gone) = listen(io, &record.waker) {
             if let Some(dialled) = idle.dialled {
                 self.ended_unused(&idle.member, dialled);
             }
@@ -183,7 +176,7 @@ where
     }
 
     #[cold]
-    fn ended_unused(&self, pooled: &Pooled<I>, dialled: Instant) {
+    pub(super) fn ended_unused(&self, pooled: &Pooled<I>, dialled: Instant) {
         let (target, number) = (pooled.target(), pooled.number());
         self.with(|books| books.ended_unused(target, number, dialled, now()));
     }
@@ -202,15 +195,19 @@ where
             round: self.with(|books| books.round),
             owner,
         };
-        let by = begin(Place {
+        let place = Place {
             home: self.me.clone(),
             metrics: Arc::clone(&self.metrics),
             runtime: self.runtime.clone(),
             limit: self.pooling.dial_within,
             dial,
             is_over: false,
-        });
-        self.with(|books| books.begun(target, number, by));
+        };
+        // A connector that panics when it is cloned has dropped its place, which is a dial that failed.
+        let begun = catch_unwind(AssertUnwindSafe(|| begin(place)));
+        if let Ok(by) = begun {
+            self.with(|books| books.begun(target, number, by));
+        }
     }
 
     /// Sets how many connections to a target are to be idle.
@@ -353,7 +350,7 @@ fn close<I>(pooled: Pooled<I>, gone: Gone) {
         Gone::Broken | Gone::Closed | Gone::Dropped | Gone::Renewed => None,
     };
     if let Some(reason) = reason {
-        pooled.conn.info().end_with(reason);
+        pooled.info.end_with(reason);
     }
     let dropped = catch_unwind(AssertUnwindSafe(|| drop(pooled)));
     if dropped.is_err() {

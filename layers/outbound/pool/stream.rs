@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Instant,
@@ -15,7 +16,7 @@ use tokio::{
 use super::{books::Member, dial::Dial, fates::Gone, watch::Watch};
 use crate::{
     base::{error::BoxError, io::Io},
-    conn::Conn,
+    conn::{Conn, ConnInfo},
 };
 
 /// A connection out of a pool, for as long as somebody has it.
@@ -24,22 +25,26 @@ use crate::{
 /// closed, and its place is free. One whose stream has failed, has come to its end, or was shut down is not taken
 /// back.
 pub struct PooledIo<I> {
-    // Closed first; its place is free after.
-    io: I,
-    lease: Lease<I>,
+    held: Box<Held<I>>,
 }
 
 impl<I: Io> PooledIo<I> {
+    fn io(&mut self) -> Pin<&mut I> {
+        Pin::new(&mut self.held.io)
+    }
+
     fn saw<T>(&mut self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(_)) = &result {
-            self.lease.is_broken = true;
+            self.held.record.is_broken = true;
         }
         result
     }
 }
 
 impl<I: Io> Io for PooledIo<I> {
-    delegate_socket!(io);
+    fn socket(&self) -> Option<SockRef<'_>> {
+        self.held.io.socket()
+    }
 }
 
 impl<I: Io> AsyncRead for PooledIo<I> {
@@ -49,10 +54,10 @@ impl<I: Io> AsyncRead for PooledIo<I> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.remaining();
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        let read = self.io().poll_read(cx, buf);
         if read.is_ready() && before > 0 && buf.remaining() == before {
             // The end, or an error.
-            self.lease.is_broken = true;
+            self.held.record.is_broken = true;
         }
         read
     }
@@ -64,7 +69,7 @@ impl<I: Io> AsyncWrite for PooledIo<I> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        let written = self.io().poll_write(cx, buf);
         self.saw(written)
     }
 
@@ -73,31 +78,31 @@ impl<I: Io> AsyncWrite for PooledIo<I> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        let written = self.io().poll_write_vectored(cx, bufs);
         self.saw(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        let flushed = self.io().poll_flush(cx);
         self.saw(flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Whatever comes of it, nothing can be asked over it any more.
-        self.lease.is_broken = true;
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        self.held.record.is_broken = true;
+        self.io().poll_shutdown(cx)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.held.io.is_write_vectored()
     }
 }
 
 impl<I: fmt::Debug> fmt::Debug for PooledIo<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PooledIo")
-            .field("io", &self.io)
-            .field("acquired", &self.lease.acquired)
+            .field("io", &self.held.io)
+            .field("acquired", &self.held.record.acquired)
             .finish_non_exhaustive()
     }
 }
@@ -106,7 +111,7 @@ impl<I: Io> Conn<PooledIo<I>> {
     /// How the pool served it.
     #[must_use]
     pub fn acquired(&self) -> Acquired {
-        self.io().lease.acquired
+        self.io().held.record.acquired
     }
 
     /// Gives the connection back to its pool, for the next exchange. `false` if it was closed instead.
@@ -118,18 +123,13 @@ impl<I: Io> Conn<PooledIo<I>> {
     /// The pool closes a connection that has failed, was shut down or came to its end; one on which bytes have
     /// arrived that nobody has read; one that has lived long enough; and any that there is no use for.
     pub fn reuse(self) -> bool {
-        let (PooledIo { io, mut lease }, info) = self.into_parts();
-        let Some(record) = lease.record.take() else {
+        let (PooledIo { held }, info) = self.into_parts();
+        let Some(home) = held.record.home.upgrade() else {
             return false;
         };
-        let Some(home) = record.home.upgrade() else {
-            return false;
-        };
-        let pooled = Pooled {
-            conn: Conn::from_parts(io, info),
-            record,
-        };
-        if lease.is_broken {
+        held.record.watch.begin();
+        let pooled = Pooled { held, info };
+        if pooled.held.record.is_broken {
             home.let_go(pooled, Gone::Broken);
             return false;
         }
@@ -157,6 +157,12 @@ pub enum Served {
 }
 
 impl Acquired {
+    /// Of a connection that nobody has had.
+    pub(super) const NEVER: Self = Self {
+        served: Served::Dialled,
+        waited: Duration::ZERO,
+    };
+
     /// Where it came from.
     #[must_use]
     pub fn served(&self) -> Served {
@@ -189,72 +195,73 @@ pub(super) trait Home<I>: Send + Sync {
     fn dial_gone(&self, dial: Dial);
 }
 
-/// What the pool knows of one of its connections.
+/// A stream and what its pool knows of it, in one place for as long as the connection lives: to get it and to give it
+/// back moves a pointer, however large the stream.
+pub(super) struct Held<I> {
+    // Closed first; its place is free after.
+    pub(super) io: I,
+    pub(super) record: Record<I>,
+}
+
+/// What the pool knows of one of its connections. While somebody has it, the end of this is the end of its place.
 pub(super) struct Record<I> {
     pub(super) home: Weak<dyn Home<I>>,
+    pub(super) target: usize,
+    pub(super) number: u64,
     pub(super) round: u64,
     pub(super) retires: Option<Instant>,
     pub(super) watch: Arc<Watch>,
     /// The watch, as the one who is woken.
     pub(super) waker: Waker,
+    /// Of those who have had it, how the last one was served.
+    pub(super) acquired: Acquired,
+    pub(super) is_broken: bool,
 }
 
-/// A connection that nobody has.
-pub(super) struct Pooled<I> {
-    pub(super) conn: Conn<I>,
-    pub(super) record: Box<Record<I>>,
-}
-
-impl<I> Pooled<I> {
-    pub(super) fn target(&self) -> usize {
-        self.record.watch.target
-    }
-
-    pub(super) fn lend(self, served: Served, waited: Duration) -> Conn<PooledIo<I>> {
-        let lease = Lease {
-            record: Some(self.record),
-            acquired: Acquired { served, waited },
-            is_broken: false,
-        };
-        self.conn
-            .map_io(|io| PooledIo { io, lease })
-    }
-}
-
-impl<I> Member for Pooled<I> {
-    fn number(&self) -> u64 {
-        self.record.watch.number
-    }
-
-    fn round(&self) -> u64 {
-        self.record.round
-    }
-
-    fn retires(&self) -> Option<Instant> {
-        self.record.retires
-    }
-}
-
-/// Somebody's hold of a place.
-struct Lease<I> {
-    /// None once it was given back.
-    record: Option<Box<Record<I>>>,
-    acquired: Acquired,
-    is_broken: bool,
-}
-
-impl<I> Drop for Lease<I> {
+impl<I> Drop for Record<I> {
     fn drop(&mut self) {
-        let Some(record) = self.record.take() else {
+        if !self.watch.is_lent() {
             return;
-        };
-        if let Some(home) = record.home.upgrade() {
+        }
+        if let Some(home) = self.home.upgrade() {
             let gone = if self.is_broken {
                 Gone::Broken
             } else {
                 Gone::Dropped
             };
-            home.lost(record.watch.target, gone);
+            home.lost(self.target, gone);
         }
+    }
+}
+
+/// A connection that nobody has.
+pub(super) struct Pooled<I> {
+    pub(super) held: Box<Held<I>>,
+    pub(super) info: Arc<ConnInfo>,
+}
+
+impl<I> Pooled<I> {
+    pub(super) fn target(&self) -> usize {
+        self.held.record.target
+    }
+
+    pub(super) fn lend(mut self, served: Served, waited: Duration) -> Conn<PooledIo<I>> {
+        self.held.record.acquired = Acquired { served, waited };
+        self.held.record.watch.rest();
+        Conn::from_parts(PooledIo { held: self.held }, self.info)
+    }
+}
+
+impl<I> Member for Pooled<I> {
+    fn number(&self) -> u64 {
+        self.held.record.number
+    }
+
+    fn round(&self) -> u64 {
+        self.held.record.round
+    }
+
+    fn retires(&self) -> Option<Instant> {
+        self.held.record.retires
     }
 }

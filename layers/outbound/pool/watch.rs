@@ -7,30 +7,23 @@ use std::{
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
 };
 
-use tokio::{
-    io::{AsyncRead, ReadBuf},
-    sync::Notify,
-    task::unconstrained,
-};
+use tokio::{io::ReadBuf, sync::Notify, task::unconstrained};
 
 use super::fates::Gone;
-use crate::{
-    base::io::{self as streams, Io},
-    conn::Conn,
-};
+use crate::base::io::{self as streams, Io};
 
 /// Reads a byte without waiting: whatever comes of it, other than having to wait, is the end of the connection. The
 /// waker is called when something happens later.
-pub(super) fn listen<I: Io>(conn: &mut Conn<I>, waker: &Waker) -> Result<(), Gone> {
+pub(super) fn listen<I: Io>(io: &mut I, waker: &Waker) -> Result<(), Gone> {
     let mut byte = [0; 1];
     let mut buf = ReadBuf::new(&mut byte);
     // Whatever share of the runtime the task has had: "not now" must not be taken for "silent".
-    let read = unconstrained(poll_fn(|cx| Pin::new(&mut *conn).poll_read(cx, &mut buf)));
+    let read = unconstrained(poll_fn(|cx| Pin::new(&mut *io).poll_read(cx, &mut buf)));
     let mut cx = Context::from_waker(waker);
     // A stream that panics is no use to anybody, and its place must be free all the same.
     let read = catch_unwind(AssertUnwindSafe(|| pin!(read).poll(&mut cx)));
@@ -42,10 +35,25 @@ pub(super) fn listen<I: Io>(conn: &mut Conn<I>, waker: &Waker) -> Result<(), Gon
     }
 }
 
-/// The same with nobody to wake, which also asks the socket, since the runtime knows a moment later.
-pub(super) fn look<I: Io>(conn: &mut Conn<I>) -> Result<(), Gone> {
-    listen(conn, Waker::noop())?;
-    match streams::peek(conn) {
+/// What the watch knows of a connection that is to be given out: there is nothing to read unless it was woken.
+pub(super) fn look<I: Io>(io: &mut I, watch: &Watch) -> Result<(), Gone> {
+    if watch.has_stirred() {
+        return listen(io, Waker::noop());
+    }
+    Ok(())
+}
+
+/// What the kernel knows, which is a moment more than the runtime does.
+pub(super) fn ask<I: Io>(io: &I) -> Result<(), Gone> {
+    if !io.takes_pipes() {
+        // What has arrived may be for the layer in between, as a ticket for TLS is; the end is the end for all.
+        return if streams::has_ended(io) {
+            Err(Gone::Ended)
+        } else {
+            Ok(())
+        };
+    }
+    match streams::peek(io) {
         None => Ok(()),
         Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
         Some(Ok(1..)) => Err(Gone::Stray),
@@ -85,10 +93,18 @@ pub(super) struct Watch {
     pub(super) target: usize,
     pub(super) number: u64,
     calls: Arc<Calls>,
-    /// Something has happened since the pool last read.
-    has_stirred: AtomicBool,
+    state: AtomicU8,
     is_called: AtomicBool,
 }
+
+/// The pool has read, and nothing has happened since.
+const QUIET: u8 = 0;
+
+/// Something has.
+const STIRRED: u8 = 1;
+
+/// Somebody has the connection: whatever happens is for that one, though it may still be the watch that is woken.
+const LENT: u8 = 2;
 
 impl Watch {
     pub(super) fn new(target: usize, number: u64, calls: &Arc<Calls>) -> Arc<Self> {
@@ -96,20 +112,31 @@ impl Watch {
             target,
             number,
             calls: Arc::clone(calls),
-            has_stirred: AtomicBool::new(false),
+            state: AtomicU8::new(QUIET),
             is_called: AtomicBool::new(false),
         })
     }
 
     /// To be said before the read that is to wake it.
     pub(super) fn begin(&self) {
-        self.has_stirred
-            .store(false, Ordering::Release);
+        self.state
+            .store(QUIET, Ordering::Release);
     }
 
-    /// Whether it was woken since, by one who may have looked for the connection before it was where it is now.
+    /// Somebody has the connection from now on, until it [begins](Self::begin) again.
+    pub(super) fn rest(&self) {
+        self.state
+            .store(LENT, Ordering::Release);
+    }
+
+    pub(super) fn is_lent(&self) -> bool {
+        self.state.load(Ordering::Acquire) == LENT
+    }
+
+    /// Whether it was woken since it began, by one who may have looked for the connection before it was where it is
+    /// now.
     pub(super) fn has_stirred(&self) -> bool {
-        self.has_stirred.load(Ordering::Acquire)
+        self.state.load(Ordering::Acquire) == STIRRED
     }
 
     pub(super) fn call(self: &Arc<Self>) {
@@ -135,8 +162,39 @@ impl Wake for Watch {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.has_stirred
-            .store(true, Ordering::Release);
-        self.call();
+        // The first time since it began: whoever has stirred already has called, and is looked at after that.
+        let first =
+            self.state
+                .compare_exchange(QUIET, STIRRED, Ordering::AcqRel, Ordering::Acquire);
+        if first.is_ok() {
+            self.call();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_calls_once_for_whatever_happens_and_not_while_its_connection_is_lent() {
+        let calls = Arc::default();
+        let watch = Watch::new(0, 1, &calls);
+        let waker = Waker::from(Arc::clone(&watch));
+
+        watch.begin();
+        waker.wake_by_ref();
+        waker.wake_by_ref();
+        assert!(watch.has_stirred());
+        assert_eq!(calls.take(9).0.len(), 1);
+
+        watch.rest();
+        waker.wake_by_ref();
+        assert!(watch.is_lent() && !watch.has_stirred());
+        assert_eq!(calls.take(9).0.len(), 0);
+
+        watch.begin();
+        waker.wake_by_ref();
+        assert_eq!(calls.take(9).0.len(), 1);
     }
 }

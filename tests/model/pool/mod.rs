@@ -16,6 +16,9 @@ mod health;
 #[path = "../../../layers/outbound/pool/places.rs"]
 #[allow(dead_code, reason = "the model uses what it models")]
 mod places;
+#[path = "../../../layers/outbound/pool/queue.rs"]
+#[allow(dead_code, reason = "the model uses what it models")]
+mod queue;
 #[path = "../../../layers/outbound/pool/returns.rs"]
 #[allow(dead_code, reason = "the model uses what it models")]
 mod returns;
@@ -46,9 +49,11 @@ use shuttle::{
 use tokio::time::Instant;
 
 use self::{
-    books::{Books, Given, Got, Limits, Member, Terms, Ticket},
+    books::{Books, Got, Limits, Member, Terms, Ticket},
     fates::Refusal,
     health::ConnectBackoff,
+    queue::Asked,
+    returns::Kept,
 };
 use crate::{Inside, explore, is_found, join, meanwhile};
 
@@ -180,7 +185,7 @@ impl Pool {
             };
             let left = pool.with(|books| books.dialled(target, number, thing, now));
             if let Some(thing) = left {
-                pool.with(|books| books.give_back(target, thing, || now, true));
+                pool.take_in(thing, true);
             }
         });
         let by = Arc::clone(&off);
@@ -207,9 +212,8 @@ impl Pool {
         to: u8,
         within: Option<Duration>,
     ) -> Result<Result<Thing, Ticket>, Refusal> {
-        let got = self.with(|books| books.get(to, 0, || self.terms(within)));
-        match got.map_err(|(refusal, _)| refusal)? {
-            Got::Idle(_, thing) => Ok(Ok(thing)),
+        match self.ask_for(to, within)? {
+            Got::Idle(thing) => Ok(Ok(thing)),
             Got::Wait(ticket, dial) => {
                 if let Some(dial) = dial {
                     self.dial(ticket.target, dial, Some(ticket));
@@ -217,6 +221,22 @@ impl Pool {
                 Ok(Err(ticket))
             }
         }
+    }
+
+    /// One that is idle, or a place in the line, in one turn.
+    fn ask_for(&self, to: u8, within: Option<Duration>) -> Result<Got<Thing>, Refusal> {
+        let terms = self.terms(within);
+        self.with(|books| match books.take_idle(&to, 0) {
+            Ok((_, thing)) => Ok(Got::Idle(thing)),
+            Err(at) => {
+                let at = at.unwrap_or_else(|| books.enter(to));
+                if let Some(ticket) = books.join(at, terms) {
+                    return Ok(Got::Wait(ticket, None));
+                }
+                let (ticket, dial) = books.line_up(at, terms)?;
+                Ok(Got::Wait(ticket, dial))
+            }
+        })
     }
 
     fn begin(self: &Arc<Self>, to: u8) -> Result<Thing, Ticket> {
@@ -227,10 +247,10 @@ impl Pool {
         poll_fn(move |cx| {
             loop {
                 match self.with(|books| books.ask(ticket, cx.waker())) {
-                    None | Some((Given::Nothing, _)) => return Poll::Pending,
-                    Some((Given::Place(dial), _)) => self.dial(ticket.target, dial, Some(ticket)),
-                    Some((Given::Member { member, .. }, _)) => return Poll::Ready(Some(member)),
-                    Some((Given::Refused(..), _)) => return Poll::Ready(None),
+                    Asked::Waits(..) => return Poll::Pending,
+                    Asked::Place(dial) => self.dial(ticket.target, dial, Some(ticket)),
+                    Asked::Member { member, .. } => return Poll::Ready(Some(member)),
+                    Asked::Refused(..) => return Poll::Ready(None),
                 }
             }
         })
@@ -249,7 +269,18 @@ impl Pool {
     }
 
     fn give_back(&self, thing: Thing) {
-        self.with(|books| books.give_back(thing.target, thing, || self.now(), false));
+        self.take_in(thing, false);
+    }
+
+    fn take_in(&self, thing: Thing, is_fresh: bool) {
+        let at = thing.target;
+        self.with(|books| match books.keep(at, thing, is_fresh) {
+            Kept::Idle => {}
+            Kept::Handed(waker) => books.wake(waker),
+            Kept::Not(thing) => {
+                books.give_back(at, thing, || self.now(), is_fresh);
+            }
+        });
     }
 
     fn lose(&self, thing: Thing) {

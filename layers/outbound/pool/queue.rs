@@ -1,0 +1,244 @@
+//! Standing in line: who comes, what is said to whoever asks, who leaves.
+
+use std::{hash::Hash, task::Waker};
+
+use tokio::time::Instant;
+
+use super::{
+    books::{Books, Counts, Given, Got, Member, Terms, Ticket, Waiter},
+    fates::Refusal,
+};
+
+/// What is to be said to somebody who asks what it has got.
+#[derive(Debug)]
+pub(super) enum Asked<C> {
+    /// Nothing so far: it waits until then. Whom it had woken before is to be dropped without the lock.
+    Waits(Option<Instant>, Option<Waker>),
+    /// A place: dial, under this number.
+    Place(u64),
+    Member {
+        member: C,
+        is_fresh: bool,
+        terms: Terms,
+        /// What the clock said after that, if somebody has read it.
+        at: Option<Instant>,
+    },
+    Refused(Refusal, Instant, Terms),
+}
+
+impl Terms {
+    fn are_over(&self) -> bool {
+        self.by
+            .is_some_and(|by| by <= self.since)
+    }
+}
+
+impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
+    /// Stands in line where nothing is idle, with a dial if there is a place for it.
+    pub(super) fn line_up(
+        &mut self,
+        at: usize,
+        terms: Terms,
+    ) -> Result<(Ticket, Option<u64>), Refusal> {
+        let refusal = if self.closed {
+            Some(Refusal::Closed)
+        } else if terms.are_over() {
+            Some(Refusal::Elapsed { connecting: false })
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            self.tidy(at, terms.since);
+            return Err(refusal);
+        }
+        self.readings += 1;
+        self.latest = Some(terms.since);
+        self.stand_in_line(at, None, terms, terms.since)
+    }
+
+    /// The same where nothing is to be found out: all places are in use, and nothing else is the matter.
+    #[inline(always)]
+    pub(super) fn join(&mut self, at: usize, terms: Terms) -> Option<Ticket> {
+        if self.closed || terms.are_over() || !self.has_nothing_for(at) {
+            return None;
+        }
+        self.readings += 1;
+        self.latest = Some(terms.since);
+        self.queued += 1;
+        Some(self.join_line(at, None, terms, false))
+    }
+
+    fn has_nothing_for(&self, at: usize) -> bool {
+        let Counts {
+            open, idle, dials, ..
+        } = self.counts;
+        open >= self.limits.open
+            && (idle, dials) == (0, 0)
+            && self.queued < self.limits.waiting
+            && self.targets[at].health.is_clean()
+    }
+
+    /// Once more, for one whose connection was dead, and has its place still: it stands where it stood.
+    pub(super) fn get_again(
+        &mut self,
+        ticket: Ticket,
+        terms: Terms,
+        now: Instant,
+    ) -> Result<Got<C>, Refusal> {
+        if self.closed {
+            return Err(Refusal::Closed);
+        }
+        let (at, number) = (ticket.target, Some(ticket.number));
+        if let Some(idle) = self.targets[at].idle.pop_back() {
+            self.counts.idle -= 1;
+            return Ok(Got::Idle(idle.member));
+        }
+        let (ticket, dial) = self.stand_in_line(at, number, terms, now)?;
+        Ok(Got::Wait(ticket, dial))
+    }
+
+    fn stand_in_line(
+        &mut self,
+        at: usize,
+        number: Option<u64>,
+        terms: Terms,
+        now: Instant,
+    ) -> Result<(Ticket, Option<u64>), Refusal> {
+        let dial = self.claim(at, now);
+        if dial.is_none() {
+            let bound = self.limits.waiting;
+            let refusal = if self.is_hopeless(at, now) {
+                Some(self.backing_off(at, now))
+            } else if self.queued >= bound && number.is_none() {
+                Some(Refusal::QueueFull { bound })
+            } else {
+                None
+            };
+            if let Some(refusal) = refusal {
+                self.tidy(at, now);
+                return Err(refusal);
+            }
+            self.queued += 1;
+            self.look_for_room(at, now);
+        }
+        let ticket = self.join_line(at, number, terms, dial.is_some());
+        Ok((ticket, dial))
+    }
+
+    #[inline(always)]
+    fn join_line(
+        &mut self,
+        at: usize,
+        number: Option<u64>,
+        terms: Terms,
+        has_dialled: bool,
+    ) -> Ticket {
+        let key = self.waiters.vacant_key();
+        let waiting = &mut self.targets[at].waiting;
+        let number = match number {
+            None => {
+                self.next += 1;
+                waiting.push_back((self.next, key));
+                self.next
+            }
+            Some(number) => {
+                let behind = waiting.partition_point(|(other, _)| *other < number);
+                waiting.insert(behind, (number, key));
+                number
+            }
+        };
+        self.waiters.insert(Waiter {
+            number,
+            target: at,
+            waker: None,
+            has_dialled,
+            given: Given::Nothing,
+            terms,
+        });
+        self.counts.waiting += 1;
+        self.enter_lines(at);
+        self.arm_wait(terms.by);
+        Ticket {
+            number,
+            target: at,
+            key,
+        }
+    }
+
+    /// What somebody who waits has got; a connection or a refusal ends the waiting.
+    #[inline]
+    pub(super) fn ask(&mut self, ticket: Ticket, waker: &Waker) -> Asked<C> {
+        let waiter = &mut self.waiters[ticket.key];
+        match waiter.given {
+            Given::Nothing => {
+                let known = waiter.waker.as_ref();
+                let outdated = if known.is_some_and(|known| known.will_wake(waker)) {
+                    None
+                } else {
+                    waiter.waker.replace(waker.clone())
+                };
+                return Asked::Waits(waiter.terms.by, outdated);
+            }
+            Given::Place(dial) => {
+                waiter.given = Given::Nothing;
+                return Asked::Place(dial);
+            }
+            Given::Member { .. } | Given::Refused(..) => {}
+        }
+        let Waiter { given, terms, .. } = self.waiters.remove(ticket.key);
+        match given {
+            Given::Member {
+                member,
+                is_fresh,
+                seen,
+            } => Asked::Member {
+                member,
+                is_fresh,
+                terms,
+                at: self
+                    .latest
+                    .filter(|_| self.readings > seen),
+            },
+            Given::Refused(refusal, at) => Asked::Refused(refusal, at, terms),
+            Given::Nothing | Given::Place(_) => Asked::Waits(None, None),
+        }
+    }
+
+    /// Somebody's time is up, unless it was given something before that.
+    pub(super) fn give_up(&mut self, ticket: Ticket, now: Instant) {
+        let connecting = self.waiters[ticket.key].has_dialled;
+        self.refuse(ticket.key, Refusal::Elapsed { connecting }, now);
+    }
+
+    /// Somebody waits no longer; returns the connection that it was given and has not seen.
+    pub(super) fn leave(&mut self, ticket: Ticket, now: Instant) -> (Terms, Option<(C, bool)>) {
+        let mut waiter = self.waiters.remove(ticket.key);
+        let terms = waiter.terms;
+        self.after.outdated = waiter.waker.take();
+        match waiter.given {
+            Given::Member {
+                member, is_fresh, ..
+            } => return (terms, Some((member, is_fresh))),
+            Given::Refused(refusal, _) => self.after.refused.push(refusal),
+            Given::Nothing | Given::Place(_) => {
+                self.strike(waiter.target, waiter.number, waiter.has_dialled);
+                match waiter.given {
+                    Given::Place(dial) => self.dial_gone(waiter.target, dial, now),
+                    _ => self.tidy(waiter.target, now),
+                }
+            }
+        }
+        (terms, None)
+    }
+
+    /// Takes somebody off the list of those who wait.
+    pub(super) fn strike(&mut self, target: usize, number: u64, has_dialled: bool) {
+        let waiting = &mut self.targets[target].waiting;
+        if let Ok(at) = waiting.binary_search_by_key(&number, |(number, _)| *number) {
+            waiting.remove(at);
+        }
+        self.leave_lines(target);
+        self.counts.waiting -= 1;
+        self.queued -= usize::from(!has_dialled);
+    }
+}

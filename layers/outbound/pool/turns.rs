@@ -1,0 +1,160 @@
+//! The turns of the lock that nearly every get and every return takes: each as short as can be, with what changes known
+//! beforehand. Whatever is not as usual goes [the general way](Shared::with).
+
+use std::{
+    hash::Hash,
+    mem::take,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::Waker,
+};
+
+use tokio::{
+    runtime::Handle,
+    time::{Instant, Sleep, sleep_until},
+};
+
+use super::{
+    books::{Terms, Ticket},
+    fates::Refusal,
+    queue::Asked,
+    returns::Kept,
+    shared::{Locked, Shared},
+    stream::{Held, Home, Pooled},
+    watch::listen,
+};
+use crate::base::{
+    io::Io,
+    time::{now, require_driver},
+};
+
+impl<K, I> Shared<K, I>
+where
+    K: Hash + Eq + Clone + Send + 'static,
+    I: Io,
+{
+    /// The connection that was given back last, and where its target is; or the lock, if none is idle, and where that
+    /// is, if it is known at all.
+    #[inline]
+    pub(super) fn take_idle(
+        &self,
+        key: &K,
+        hint: usize,
+    ) -> Result<(usize, Pooled<I>), (Locked<'_, K, I>, Option<usize>)> {
+        let mut books = self.lock();
+        let taken = match books.take_idle(key, hint) {
+            Ok(taken) => taken,
+            Err(at) => return Err((books, at)),
+        };
+        let rouse = take(&mut books.after.rouse);
+        drop(books);
+        self.metrics.taken();
+        if rouse {
+            self.calls.signal.notify_one();
+        }
+        Ok(taken)
+    }
+
+    /// Stands in line, with a dial if there is a place for it.
+    #[inline(never)]
+    pub(super) fn line_up(
+        &self,
+        mut books: Locked<'_, K, I>,
+        at: usize,
+        terms: Terms,
+    ) -> Result<(Ticket, Option<u64>), Refusal> {
+        let before = books.counts;
+        let stands = books.line_up(at, terms);
+        self.unlock(books, before);
+        stands
+    }
+
+    /// The same where nothing is to be found out; or the lock.
+    #[inline(always)]
+    pub(super) fn join<'a>(
+        &self,
+        mut books: Locked<'a, K, I>,
+        at: usize,
+        terms: Terms,
+    ) -> Result<Ticket, Locked<'a, K, I>> {
+        let Some(ticket) = books.join(at, terms) else {
+            return Err(books);
+        };
+        let rouse = take(&mut books.after.rouse);
+        drop(books);
+        self.metrics.waits();
+        if rouse {
+            self.calls.signal.notify_one();
+        }
+        Ok(ticket)
+    }
+
+    /// What somebody who waits has got.
+    #[inline]
+    pub(super) fn ask(&self, ticket: Ticket, waker: &Waker) -> Asked<Pooled<I>> {
+        // It changes no number, and leaves nothing to be done.
+        self.lock().ask(ticket, waker)
+    }
+
+    /// Watches a connection that nobody uses, and keeps it or gives it to whoever waits.
+    pub(super) fn take_in(&self, mut pooled: Pooled<I>, is_fresh: bool) -> bool {
+        let Held { io, record } = &mut *pooled.held;
+        record.watch.begin();
+        if let Err(gone) = listen(io, &record.waker) {
+            if is_fresh {
+                self.ended_unused(&pooled, now());
+            }
+            self.let_go(pooled, gone);
+            return false;
+        }
+        let (target, watch) = (record.target, &record.watch);
+        let mut books = self.lock();
+        // Whoever was called before it is in the books has not found it.
+        let stirred = watch
+            .has_stirred()
+            .then(|| Arc::clone(watch));
+        let kept = match books.keep(target, pooled, is_fresh) {
+            Kept::Idle => {
+                let rouse = take(&mut books.after.rouse);
+                drop(books);
+                self.metrics.given_back();
+                if rouse {
+                    self.calls.signal.notify_one();
+                }
+                true
+            }
+            Kept::Handed(waker) => {
+                drop(books);
+                self.metrics.handed();
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+                true
+            }
+            Kept::Not(pooled) => {
+                let before = books.counts;
+                let kept = books.give_back(target, pooled, now, is_fresh);
+                self.unlock(books, before);
+                kept
+            }
+        };
+        if let Some(watch) = stirred {
+            watch.call();
+        }
+        kept
+    }
+
+    /// A timer for a get, if it is polled in a runtime other than the pool's, which may run while that does not.
+    pub(super) fn sleep_elsewhere(&self, by: Instant) -> Option<Pin<Box<Sleep>>> {
+        let here = Handle::try_current().ok()?;
+        if here.id() == self.runtime.id() || self.no_timer.load(Relaxed) {
+            return None;
+        }
+        if require_driver().is_err() {
+            // Once is enough: the question is a panic's message to standard error.
+            self.no_timer.store(true, Relaxed);
+            return None;
+        }
+        Some(Box::pin(sleep_until(by)))
+    }
+}
