@@ -95,10 +95,10 @@
 //!
 //! A get of an idle connection takes one short lock, allocates nothing, moves a pointer however large the stream is,
 //! and asks the kernel for the one socket that it gives out. Giving back takes the lock once more. Neither reads the
-//! clock, unless there is a [maximum lifetime](Pooling::max_lifetime): since when a connection has been idle is for the
-//! pool's own task to say, which closes it late by a sixty-fourth of the time at the most, and by as much as its runtime
-//! is late. A get that waits reads the clock once or twice, clones no connector and allocates nothing, unless it dials
-//! or keeps its own time.
+//! clock, unless the get before had to wait or there is a [maximum lifetime](Pooling::max_lifetime): since when a
+//! connection has been idle is for the pool's own task to say, which closes it late by a sixty-fourth of the time at the
+//! most, and by as much as its runtime is late. A get that waits reads the clock once or twice, clones no connector and
+//! allocates nothing, unless it dials or keeps its own time.
 //!
 //! # With and without
 //!

@@ -68,14 +68,17 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         Some(self.join_line(at, None, terms, false))
     }
 
+    /// Whether there is no place for one more who waits for this target, nor any to be made.
     fn has_nothing_for(&self, at: usize) -> bool {
         let Counts {
             open, idle, dials, ..
         } = self.counts;
-        open >= self.limits.open
-            && (idle, dials) == (0, 0)
+        let target = &self.targets[at];
+        let is_full = target.open >= self.limits.open_per_target;
+        (is_full || open >= self.limits.open && idle == 0)
+            && dials == 0
             && self.queued < self.limits.waiting
-            && self.targets[at].health.is_clean()
+            && target.health.is_clean()
     }
 
     /// Once more, for one whose connection was dead, and has its place still: it stands where it stood.

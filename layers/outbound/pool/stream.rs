@@ -122,6 +122,10 @@ impl<I: Io> Conn<PooledIo<I>> {
     ///
     /// The pool closes a connection that has failed, was shut down or came to its end; one on which bytes have
     /// arrived that nobody has read; one that has lived long enough; and any that there is no use for.
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "it has an effect, and whoever gives back has no more to do with it"
+    )]
     pub fn reuse(self) -> bool {
         let (PooledIo { held }, info) = self.into_parts();
         let Some(home) = held.record.home.upgrade() else {

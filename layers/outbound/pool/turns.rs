@@ -28,19 +28,21 @@ use crate::base::{
     time::{now, require_driver},
 };
 
+/// The lock, and where the target is, if it is known at all.
+pub(super) type NoneIdle<'a, K, I> = (Locked<'a, K, I>, Option<usize>);
+
 impl<K, I> Shared<K, I>
 where
     K: Hash + Eq + Clone + Send + 'static,
     I: Io,
 {
-    /// The connection that was given back last, and where its target is; or the lock, if none is idle, and where that
-    /// is, if it is known at all.
+    /// The connection that was given back last, and where its target is.
     #[inline]
     pub(super) fn take_idle(
         &self,
         key: &K,
         hint: usize,
-    ) -> Result<(usize, Pooled<I>), (Locked<'_, K, I>, Option<usize>)> {
+    ) -> Result<(usize, Pooled<I>), NoneIdle<'_, K, I>> {
         let mut books = self.lock();
         let taken = match books.take_idle(key, hint) {
             Ok(taken) => taken,
