@@ -289,18 +289,6 @@ impl Entered {
         AMBIENT.set(ambient);
     }
 
-    /// What the next handler finds, which is mostly what the one before it has left.
-    #[inline]
-    pub(crate) fn renew(&self, ambient: Ambient) {
-        let same = match (AMBIENT.get(), ambient) {
-            (Ambient::Fresh(left), Ambient::Fresh(limit)) => left == limit,
-            _ => false,
-        };
-        if !same {
-            AMBIENT.set(ambient);
-        }
-    }
-
     /// What the last handler left: a fresh deadline may be fixed now, a fixed one moved.
     pub(crate) fn get(&self) -> Ambient {
         AMBIENT.get()

@@ -390,6 +390,77 @@ async fn a_codec_that_panics_ends_its_connection() {
     assert_eq!(ended(caller).await.0, Some(CloseReason::Panic));
 }
 
+/// A handler that never answers, and panics when it is dropped.
+fn clings() -> impl Service<
+    Request<Bytes>,
+    Response = String,
+    Error = io::Error,
+    Future = impl Future<Output = io::Result<String>> + Send,
+> + Clone
++ Send
++ 'static {
+    struct Clings;
+    impl Drop for Clings {
+        fn drop(&mut self) {
+            panic!("told to panic");
+        }
+    }
+    service_fn(|request: Request<Bytes>| {
+        let clings = request
+            .message()
+            .is_empty()
+            .then_some(Clings);
+        async move {
+            if clings.is_some() {
+                std::future::pending::<()>().await;
+            }
+            obey(request).await
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn handlers_that_panic_as_they_are_dropped_end_their_connection_and_nothing_else() {
+    for alone in [true, false] {
+        for cancelled in [true, false] {
+            let framing = multiplexed().handler_deadline(secs(1));
+            let mut caller = Caller::of(layer(framing).layer(clings()));
+            caller.ask(1, "").await;
+            if !alone {
+                caller.ask(2, "").await;
+                caller.ask(3, "").await;
+            }
+
+            if cancelled {
+                caller.cancel(1).await;
+            }
+
+            let taken = if alone { 1 } else { 3 };
+            caller
+                .hears([
+                    &format!("leaving after {taken}"),
+                    "0 !handler panicked",
+                    "end",
+                ])
+                .await;
+            assert_eq!(ended(caller).await.0, Some(CloseReason::Panic));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_dropped_survives_all_who_panic_at_that() {
+    let all = wire((1..=4).map(|id| ask(id, "")));
+    let io = Script::new().bytes(all);
+    let (_info, served) = serve(io, layer(multiplexed()).layer(clings()));
+    sleep(millis(1)).await;
+
+    // A second panic while the first is under way would be the end of the process.
+    served.abort();
+
+    assert!(served.await.unwrap_err().is_cancelled());
+}
+
 // === The notice to leave
 
 #[tokio::test(start_paused = true)]

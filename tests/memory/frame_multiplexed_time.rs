@@ -2,9 +2,10 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -17,6 +18,7 @@ use tower_net::{
     deadline::{DeadlineLayer, Deadlines},
     frame::{Framing, Request, RpcFrame},
 };
+use tower_service::Service;
 
 use crate::{
     frame_multiplexed::{Caller, ask, layer, multiplexed, wire},
@@ -116,6 +118,49 @@ async fn a_handler_knows_its_deadline_from_the_first_question_on() {
         caller
             .hears(["1 9 7", "2 5 3", "3 9 7"])
             .await;
+    }
+}
+
+/// Answers with what is left, and remembers what it found when it was asked whether it is ready.
+#[derive(Clone, Default)]
+struct Asked {
+    found: Arc<Mutex<Vec<Deadline>>>,
+}
+
+impl Service<Request<Bytes>> for Asked {
+    type Response = String;
+    type Error = std::io::Error;
+    type Future = std::future::Ready<std::io::Result<String>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        self.found
+            .lock()
+            .unwrap()
+            .push(Deadline::current());
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let left = request.deadline().remaining();
+        std::future::ready(Ok(left.as_secs().to_string()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_becomes_ready_on_nobodys_time() {
+    for framing in both() {
+        let service = Asked::default();
+        let framing = framing.handler_deadline(secs(9));
+        let mut caller = Caller::of(layer(framing).layer(service.clone()));
+
+        // In one read.
+        let all = wire([ask(1, ""), ask(2, ""), ask(3, "")]);
+        caller.peer.send(all).await;
+        caller
+            .hears(["1 9", "2 9", "3 9"])
+            .await;
+
+        assert_eq!(*service.found.lock().unwrap(), [Deadline::NEVER; 3]);
     }
 }
 

@@ -302,6 +302,8 @@ where
                 self.waiting = Some(Box::new(Asked { message, start }));
                 break;
             }
+            // Which is nothing to do with the time that the request before this one had.
+            ambient.set(Ambient::Outside);
             match self.service.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
@@ -451,6 +453,7 @@ where
         metrics
             .queued
             .decrement(f64::from(self.reported));
+        self.flight.clear();
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     conn::{Ambient, Entered},
     middleware::frame::{
         FrameError,
-        seats::{Done, Outcome, Seat, Seats, Wait, outcome_of, poll_seated},
+        seats::{Done, Outcome, Seat, Seats, Wait, drop_apart, outcome_of, poll_seated},
     },
 };
 
@@ -47,7 +47,7 @@ pub(super) struct Start<K> {
     pub(super) hasty: bool,
 }
 
-impl<F: Future, R, K: Copy + Eq> Flight<F, R, K> {
+impl<F: Future, R, K: Copy + Ord> Flight<F, R, K> {
     pub(super) fn new(ordered: bool) -> Self {
         Self {
             spare: None,
@@ -85,9 +85,13 @@ impl<F: Future, R, K: Copy + Eq> Flight<F, R, K> {
         alone.is_some_and(|seat| seat.id == id) || seats.is_some_and(|seats| seats.has(id))
     }
 
-    /// Drops every handler where it stands.
+    /// Drops every handler where it stands; one that panics at that keeps the others from nothing.
     pub(super) fn clear(&mut self) {
-        (self.alone, self.seats, self.spare) = (None, None, None);
+        drop_apart(self.alone.take());
+        if let Some(mut seats) = self.seats.take() {
+            seats.clear();
+        }
+        self.spare = None;
         (self.count, self.changed) = (0, false);
     }
 
@@ -143,33 +147,36 @@ impl<F: Future, R, K: Copy + Eq> Flight<F, R, K> {
 
     /// Drops the handlers that are late, whose outcome is what `why` makes of who did not wait: the caller, or we.
     pub(super) fn end_late(&mut self, now: Instant, why: impl Fn(bool) -> FrameError) {
-        self.end(|seat| {
-            seat.wait
-                .due
-                .is_late(now)
-                .then(|| Err(why(seat.wait.hasty)))
-        });
+        let why = |seat: &Seat<F, K>| {
+            let is_late = seat.wait.due.is_late(now);
+            is_late.then(|| Err(why(seat.wait.hasty)))
+        };
+        self.end_alone(why);
+        if let Some(seats) = &mut self.seats {
+            self.changed |= seats.end(why);
+        }
     }
 
     /// Drops the handler of a request that nobody waits for, if it is in flight: it comes to nothing.
     pub(super) fn cancel(&mut self, id: K) {
-        self.end(|seat| (seat.id == id).then_some(Ok(None)));
+        self.end_alone(|seat| (seat.id == id).then_some(Ok(None)));
+        if let Some(seats) = &mut self.seats {
+            self.changed |= seats.cancel(id);
+        }
     }
 
-    fn end(&mut self, mut why: impl FnMut(&Seat<F, K>) -> Option<Outcome<R>>) {
-        if let Some(seat) = self.alone.take() {
-            match why(&seat) {
-                Some(outcome) => {
-                    let done = seat.done(outcome);
-                    self.spare = Some(seat.vacate());
-                    self.count -= 1;
-                    self.put(done);
-                }
-                None => self.alone = Some(seat),
+    fn end_alone(&mut self, why: impl Fn(&Seat<F, K>) -> Option<Outcome<R>>) {
+        let Some(seat) = self.alone.take() else {
+            return;
+        };
+        match why(&seat) {
+            Some(outcome) => {
+                let done = seat.done(outcome);
+                self.spare = Some(seat.vacate());
+                self.count -= 1;
+                self.put(done);
             }
-        }
-        if let Some(seats) = &mut self.seats {
-            self.changed |= seats.end(why);
+            None => self.alone = Some(seat),
         }
     }
 
@@ -207,7 +214,7 @@ impl<F, T, E, K> Flight<F, T, K>
 where
     F: Future<Output = Result<T, E>>,
     E: Into<BoxError>,
-    K: Copy + Eq,
+    K: Copy + Ord,
 {
     /// Calls a handler and polls it once. Ready if its reply is there, and no other must go out before it.
     #[inline]
@@ -225,7 +232,7 @@ where
                 id: start.id,
             })
         });
-        ambient.renew(start.due);
+        ambient.set(start.due);
         // With nobody, or one alone, there is no bell to be polled with yet.
         let seated = self.count > 0 && self.alone.is_none();
         let polled = {

@@ -1,6 +1,10 @@
 //! How a framed connection waits: what it is told, what it waits for, what it gives back meanwhile.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::Ordering::Relaxed,
+    time::Duration,
+};
 
 use tower_service::Service;
 
@@ -45,7 +49,11 @@ where
 
     fn end_late(&mut self) {
         if P::BY_ID && self.info.waits.take_late(Late::Handler) {
-            self.end_late_by_id();
+            // Unwind safety: what panics as it is dropped is gone, and so is all that it was with.
+            if catch_unwind(AssertUnwindSafe(|| self.end_late_by_id())).is_err() {
+                self.shared.metrics.failed_at_once();
+                self.fail(FrameError::Panicked);
+            }
         } else if self.info.waits.take_late(Late::Handler) {
             let limit = Some(self.shared.framing.handler);
             self.fail(FrameError::Elapsed(Elapsed::new(

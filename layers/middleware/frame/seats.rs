@@ -1,7 +1,7 @@
 //! Handlers that wait side by side, each woken on its own.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     task::{Context, Poll, Waker},
@@ -98,11 +98,13 @@ impl<F, K> Seat<F, K> {
 ///
 /// # Invariants
 ///
-/// In order, each place that is taken is in `order`, once; else that is empty. A place that has changed without its
+/// In order, each place that is taken is in `order`, once; else that is empty. Each is in `by_id`, if requests have ids:
+/// many may be in flight, and a peer that cancels costs no look at all of them. A place that has changed without its
 /// handler being polled is marked, so that the next round comes to it.
 pub(super) struct Seats<F, R, K> {
     places: Slab<Place<F, R, K>>,
     order: VecDeque<usize>,
+    by_id: BTreeMap<K, usize>,
     bells: Bells,
     ordered: bool,
 }
@@ -112,11 +114,33 @@ enum Place<F, R, K> {
     Done(Done<R, K>),
 }
 
-impl<F, R, K: Copy + Eq> Seats<F, R, K> {
+impl<F, R, K: Copy> Place<F, R, K> {
+    fn id(&self) -> K {
+        match self {
+            Self::Running(seat) => seat.id,
+            Self::Done(done) => done.id,
+        }
+    }
+
+    /// Drops the handler, if it is running. Whether it was.
+    fn end(&mut self, outcome: Outcome<R>) -> bool {
+        let Self::Running(seat) = self else {
+            return false;
+        };
+        *self = Self::Done(seat.done(outcome));
+        true
+    }
+}
+
+impl<F, R, K: Copy + Ord> Seats<F, R, K> {
+    /// Where there are no ids, nobody is looked for by one.
+    const BY_ID: bool = size_of::<K>() > 0;
+
     pub(super) fn new(ordered: bool) -> Self {
         Self {
             places: Slab::new(),
             order: VecDeque::new(),
+            by_id: BTreeMap::new(),
             bells: Bells::default(),
             ordered,
         }
@@ -146,7 +170,11 @@ impl<F, R, K: Copy + Eq> Seats<F, R, K> {
     }
 
     fn insert(&mut self, place: Place<F, R, K>) -> usize {
+        let id = place.id();
         let at = self.places.insert(place);
+        if Self::BY_ID {
+            self.by_id.insert(id, at);
+        }
         if self.ordered {
             self.order.push_back(at);
         }
@@ -164,12 +192,27 @@ impl<F, R, K: Copy + Eq> Seats<F, R, K> {
     }
 
     pub(super) fn has(&self, id: K) -> bool {
-        self.places
-            .iter()
-            .any(|(_, place)| match place {
-                Place::Running(seat) => seat.id == id,
-                Place::Done(done) => done.id == id,
-            })
+        self.by_id.contains_key(&id)
+    }
+
+    /// Drops every handler where it stands.
+    pub(super) fn clear(&mut self) {
+        self.order.clear();
+        self.by_id.clear();
+        self.places.drain().for_each(drop_apart);
+    }
+
+    /// Ends the one with this id, if it is running: it comes to nothing, in the next round. Whether it was.
+    pub(super) fn cancel(&mut self, id: K) -> bool {
+        let Some(&at) = self.by_id.get(&id) else {
+            return false;
+        };
+        let place = self.places.get_mut(at);
+        let has_ended = place.is_some_and(|place| place.end(Ok(None)));
+        if has_ended {
+            self.bells.mark(at);
+        }
+        has_ended
     }
 
     /// Ends those that are running and of which `why` knows a reason. They come out in the next round; `true` if any do.
@@ -180,10 +223,8 @@ impl<F, R, K: Copy + Eq> Seats<F, R, K> {
                 continue;
             };
             if let Some(outcome) = why(seat) {
-                let done = Place::Done(seat.done(outcome));
                 self.bells.mark(at);
-                *place = done;
-                any = true;
+                any |= place.end(outcome);
             }
         }
         any
@@ -202,7 +243,12 @@ impl<F, R, K: Copy + Eq> Seats<F, R, K> {
         // In order it is only ever asked for the first.
         self.order.pop_front();
         match self.places.remove(at) {
-            Place::Done(done) => Some(done),
+            Place::Done(done) => {
+                if Self::BY_ID {
+                    self.by_id.remove(&done.id);
+                }
+                Some(done)
+            }
             Place::Running(_) => None,
         }
     }
@@ -212,7 +258,7 @@ impl<F, R, E, K> Seats<F, R, K>
 where
     F: Future<Output = Result<R, E>>,
     E: Into<BoxError>,
-    K: Copy + Eq,
+    K: Copy + Ord,
 {
     /// The next outcome, of this round or in order; a seat that is left goes to `spare`.
     pub(super) fn poll_next(
@@ -270,6 +316,13 @@ where
     }
 }
 
+/// Drops what may panic at that. In a row of several the second that did so while the first one's panic is under way would
+/// be the end of the process.
+pub(super) fn drop_apart<T>(value: T) {
+    // Unwind safety: nobody has it any more.
+    let _panicked = catch_unwind(AssertUnwindSafe(|| drop(value)));
+}
+
 pub(super) fn outcome_of<T, E: Into<BoxError>>(answer: Result<T, E>) -> Outcome<T> {
     match answer {
         Ok(reply) => Ok(Some(reply)),
@@ -286,4 +339,62 @@ pub(super) fn poll_seated<F: Future>(
     handler
         .expect("a seat in use holds a handler")
         .poll(cx)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        cell::Cell,
+        cmp::Ordering,
+        future::{Pending, pending},
+    };
+
+    use super::*;
+
+    thread_local! {
+        static COMPARED: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// Counts how often one is compared with another.
+    #[derive(Debug, Clone, Copy)]
+    struct Id(u64);
+
+    impl PartialEq for Id {
+        fn eq(&self, other: &Self) -> bool {
+            self.cmp(other).is_eq()
+        }
+    }
+
+    impl Eq for Id {}
+
+    impl PartialOrd for Id {
+        fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+            Some(self.cmp(other))
+        }
+    }
+
+    impl Ord for Id {
+        fn cmp(&self, other: &Self) -> Ordering {
+            COMPARED.set(COMPARED.get() + 1);
+            self.0.cmp(&other.0)
+        }
+    }
+
+    #[test]
+    fn who_cancels_one_of_many_has_few_looked_at() {
+        let mut seats = Seats::<Pending<()>, (), Id>::new(false);
+        for id in 1..=10_000 {
+            seats.sit(Box::pin(Seat {
+                handler: Some(pending()),
+                wait: Wait::NONE,
+                id: Id(id),
+            }));
+        }
+        COMPARED.set(0);
+
+        assert!(seats.has(Id(5_000)) && seats.cancel(Id(5_000)));
+        assert!(!seats.cancel(Id(5_000)) && !seats.has(Id(10_001)));
+
+        assert!(COMPARED.get() < 1_000, "{}", COMPARED.get());
+    }
 }
