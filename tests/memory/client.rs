@@ -1,8 +1,12 @@
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     runtime::Handle,
     task::JoinSet,
     time::{Instant, sleep, timeout},
@@ -12,9 +16,12 @@ use tower::{Service, ServiceExt};
 use tower_net::{
     Deadline,
     budget::Phase,
-    client::{CallCause, CallError, Client, Disconnected, Settings, Unasked},
-    error::find,
-    frame::{CodecError, RpcCode, RpcFailure, RpcFrame},
+    client::{
+        CallCause, CallError, CallFuture, Client, Disconnected, Heard, InOrder, Protocol, Settings,
+        Unasked,
+    },
+    error::{BoxError, find},
+    frame::{CodecError, LengthDelimited, RpcCode, RpcFailure, RpcFrame},
 };
 
 use crate::support::{
@@ -524,6 +531,92 @@ async fn time_spent_on_the_way_is_not_left_any_more() {
 
     assert_eq!(peer.echo().await.left, Some(secs(7)));
     second.await.unwrap().unwrap();
+}
+
+/// Frames in order of which the next takes its time to be read, and has another call made meanwhile.
+#[derive(Clone)]
+struct Slow {
+    frames: InOrder<LengthDelimited>,
+    caller: Arc<Mutex<Option<Client>>>,
+    made: Arc<Mutex<Option<CallFuture<Bytes, Bytes>>>>,
+    left: Arc<Mutex<Vec<Duration>>>,
+}
+
+impl Protocol<Bytes> for Slow {
+    type Reply = Bytes;
+
+    const HAS_IDS: bool = false;
+
+    fn ask(
+        &mut self,
+        id: u64,
+        left: Option<Duration>,
+        call: Bytes,
+        out: &mut BytesMut,
+    ) -> Result<(), BoxError> {
+        self.left.lock().unwrap().extend(left);
+        self.frames.ask(id, left, call, out)
+    }
+
+    fn cancel(&mut self, _: u64, _: &mut BytesMut) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    fn hear(
+        &mut self,
+        input: &mut BytesMut,
+        ended: bool,
+    ) -> Result<Option<Heard<Bytes>>, BoxError> {
+        let heard = Protocol::<Bytes>::hear(&mut self.frames, input, ended)?;
+        if let Some(caller) = self
+            .caller
+            .lock()
+            .unwrap()
+            .take_if(|_| heard.is_some())
+        {
+            std::thread::sleep(millis(20));
+            *self.made.lock().unwrap() = Some(caller.send(text("c")));
+        }
+        Ok(heard)
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_told_that_there_is_more_time_left_than_there_is() {
+    let (connector, mut peers) = peers(1024);
+    let slow = Slow {
+        frames: InOrder::new(LengthDelimited::max_frame(1024)),
+        caller: Arc::default(),
+        made: Arc::default(),
+        left: Arc::default(),
+    };
+    let settings = Settings::default().call_deadline(secs(10));
+    let client = Client::with_protocol(slow.clone(), settings, connector, ()).unwrap();
+    let first = tokio::spawn(client.send(text("a")));
+    let mut io = peers.io().await;
+    assert_eq!(io.read_u32().await.unwrap(), 1);
+    *slow.caller.lock().unwrap() = Some(client.clone());
+
+    // An answer, and a call to make, both before the connection looks.
+    io.write_all(b"\0\0\0\x01A")
+        .await
+        .unwrap();
+    let second = tokio::spawn(client.send(text("b")));
+    assert_eq!(first.await.unwrap().unwrap(), "A");
+    io.write_all(b"\0\0\0\x01B\0\0\0\x01C")
+        .await
+        .unwrap();
+    assert_eq!(second.await.unwrap().unwrap(), "B");
+    let third = slow.made.lock().unwrap().take();
+    assert_eq!(third.unwrap().await.unwrap(), "C");
+
+    let left = slow.left.lock().unwrap().clone();
+    assert_eq!(left.len(), 3);
+    assert!(
+        left.iter()
+            .all(|left| *left <= secs(10)),
+        "{left:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,13 +8,14 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
     sync::mpsc,
     time::{Instant, sleep},
 };
 use tokio_test::{assert_ready, task};
+use tokio_util::codec::{Decoder, Encoder};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_net::{
     Conn, Deadline,
@@ -49,23 +50,34 @@ struct Shelf {
 struct Leased {
     io: Option<DuplexStream>,
     is_reused: bool,
-    breaks: bool,
+    breaks: Option<Breaks>,
     given_back: Arc<Mutex<Vec<DuplexStream>>>,
+}
+
+/// How a connection fails at the first write.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Breaks {
+    /// As a socket does.
+    Plain,
+    /// As a stream may that keeps bytes of its own.
+    Doubtful,
 }
 
 impl Shelf {
     fn put(&self, is_reused: bool) -> Peer {
         let (near, far) = duplex(1 << 16);
-        self.add(near, is_reused, false);
+        self.add(near, is_reused, None);
         Peer::new(far)
     }
 
-    /// One that fails at the first write.
-    fn put_broken(&self) {
-        self.add(duplex(1).0, true, true);
+    /// One that fails at the first write; with the other end, which is not to be dropped before that.
+    fn put_broken(&self, breaks: Breaks) -> DuplexStream {
+        let (near, far) = duplex(1);
+        self.add(near, true, Some(breaks));
+        far
     }
 
-    fn add(&self, io: DuplexStream, is_reused: bool, breaks: bool) {
+    fn add(&self, io: DuplexStream, is_reused: bool, breaks: Option<Breaks>) {
         self.to_give
             .lock()
             .unwrap()
@@ -110,6 +122,10 @@ impl Lease for Leased {
         self.is_reused
     }
 
+    fn is_plain(&self) -> bool {
+        self.breaks == Some(Breaks::Plain)
+    }
+
     fn give_back(mut self) {
         let io = self.io.take().unwrap();
         self.given_back.lock().unwrap().push(io);
@@ -138,7 +154,7 @@ impl AsyncWrite for Leased {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.breaks {
+        if self.breaks.is_some() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         self.io().poll_write(cx, buf)
@@ -267,7 +283,7 @@ async fn ids_rise_on_a_connection_whoever_uses_it() {
             .unwrap()
             .pop()
             .unwrap();
-        shelf.add(io, true, false);
+        shelf.add(io, true, None);
     }
 }
 
@@ -276,7 +292,7 @@ async fn ids_rise_on_a_connection_whoever_uses_it() {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_could_not_be_written_to_a_used_connection_is_made_again_on_a_fresh_one() {
     let ((serial, shelf), readings) = recorded(|| serial(Settings::default().service("x")));
-    shelf.put_broken();
+    let _broken = shelf.put_broken(Breaks::Plain);
     // Those that the pool still has are as old.
     let _used = [shelf.put(true), shelf.put(true)];
     let mut fresh = shelf.put(false);
@@ -288,6 +304,110 @@ async fn a_call_that_could_not_be_written_to_a_used_connection_is_made_again_on_
     assert_eq!((shelf.left(), shelf.given_back()), (0, 1));
     let labels = [("service", "x"), ("outcome", "retried")];
     assert_eq!(readings.of("tower_net_client_retries_total", &labels), 1.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_stream_may_have_sent_in_a_write_that_failed_is_not_made_again() {
+    let (serial, shelf) = serial(Settings::default());
+    let _broken = shelf.put_broken(Breaks::Doubtful);
+    let _fresh = shelf.put(false);
+
+    let error = serial
+        .send(text("x"))
+        .await
+        .unwrap_err();
+
+    assert!(!error.never_started() && !error.was_retried(), "{error:?}");
+    assert_eq!(shelf.left(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_is_here_already_is_seen_before_a_call_is_written() {
+    let (serial, shelf) = serial(Settings::default());
+    // What is written to it goes nowhere, and does not fail.
+    let (near, mut far) = duplex(1 << 16);
+    far.shutdown().await.unwrap();
+    shelf.add(near, true, None);
+    let mut fresh = shelf.put(false);
+
+    let call = tokio::spawn(serial.send(text("x")));
+
+    assert_eq!(fresh.echo().await.text, "x");
+    assert_eq!(call.await.unwrap().unwrap(), "x");
+    let mut written = Vec::new();
+    far.read_to_end(&mut written)
+        .await
+        .unwrap();
+    assert!(written.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_have_left_behind_is_nobodys_answer() {
+    let shelf = Shelf::default();
+    let frames = InOrder::new(LengthDelimited::max_frame(1024));
+    let serial = Serial::with_protocol(frames, Settings::default(), shelf.clone(), ()).unwrap();
+    let (near, mut far) = duplex(1 << 16);
+    far.write_all(b"\0\0\0\x05stray")
+        .await
+        .unwrap();
+    shelf.add(near, true, None);
+    let (near, mut fresh) = duplex(1 << 16);
+    shelf.add(near, false, None);
+
+    let call = tokio::spawn(serial.send(text("x")));
+    fresh
+        .write_all(b"\0\0\0\x03own")
+        .await
+        .unwrap();
+
+    assert_eq!(call.await.unwrap().unwrap(), "own");
+}
+
+/// Numbers its frames, as a codec may that has a state: the peer would know one that comes out of turn.
+#[derive(Clone, Default)]
+struct Numbered {
+    written: u8,
+}
+
+impl Encoder<Bytes> for Numbered {
+    type Error = io::Error;
+
+    fn encode(&mut self, frame: Bytes, out: &mut BytesMut) -> io::Result<()> {
+        self.written += 1;
+        out.put_u8(self.written);
+        out.put_slice(&frame);
+        Ok(())
+    }
+}
+
+impl Decoder for Numbered {
+    type Item = Bytes;
+    type Error = io::Error;
+
+    fn decode(&mut self, input: &mut BytesMut) -> io::Result<Option<Bytes>> {
+        Ok((!input.is_empty()).then(|| input.split().freeze()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_connection_has_a_codec_of_its_own() {
+    let shelf = Shelf::default();
+    let numbered = InOrder::new(Numbered::default());
+    let serial = Serial::with_protocol(numbered, Settings::default(), shelf.clone(), ()).unwrap();
+    let _broken = shelf.put_broken(Breaks::Plain);
+    let (near, mut fresh) = duplex(1 << 16);
+    shelf.add(near, false, None);
+
+    let call = tokio::spawn(serial.send(text("x")));
+    let mut written = [0; 2];
+    fresh
+        .read_exact(&mut written)
+        .await
+        .unwrap();
+    fresh.write_all(b"y").await.unwrap();
+
+    assert_eq!(&written, b"\x01x");
+    assert_eq!(call.await.unwrap().unwrap(), "y");
 }
 
 #[tokio::test(start_paused = true)]
@@ -326,7 +446,7 @@ async fn what_may_have_been_processed_is_not_made_again_nor_what_failed_on_a_fre
 #[tokio::test(start_paused = true)]
 async fn without_a_budget_nothing_is_made_again() {
     let (serial, shelf) = serial(Settings::default().retries(RetryBudget::none()));
-    shelf.put_broken();
+    let _broken = shelf.put_broken(Breaks::Plain);
     let _fresh = shelf.put(false);
 
     let error = serial

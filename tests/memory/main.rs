@@ -14,6 +14,7 @@ mod balance;
 mod budget;
 mod checklist;
 mod client;
+mod client_again;
 mod client_chain;
 mod client_connection;
 mod client_hello;

@@ -19,7 +19,7 @@ use tower::{Layer, Service, service_fn};
 use tower_net::{
     Conn, Deadline, Server,
     budget::Phase,
-    client::{CallError, Client, Serial, Settings, Unpooled},
+    client::{CallError, Client, RetryBudget, Serial, Settings, Unpooled},
     frame::{Request, RpcCode, RpcCodec, RpcFailure, RpcFrame, RpcLayer},
     listen::Tcp,
     pool::{PoolLayer, Pooling},
@@ -200,6 +200,44 @@ async fn a_server_that_just_closes_costs_only_what_it_may_have_begun() {
         .filter(|error| error.never_started() && !error.was_retried());
     assert_eq!(certain.count(), 0, "{failed:?}");
     assert!(rude.begun() >= 200 - failed.len());
+}
+
+/// Waits for what comes without waiting in the kernel.
+async fn until_there<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    loop {
+        if let Some(there) = look() {
+            return there;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_the_kernel_knows_of_and_the_runtime_does_not_yet_costs_no_call() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let settings = Settings::default().retries(RetryBudget::none());
+    let client = Client::with_settings(settings, connector(), addr).unwrap();
+
+    for turn in 0..20 {
+        let call = tokio::spawn(client.send(Bytes::from_static(b"x")));
+        let (stream, _) = until_there(|| listener.accept().ok()).await;
+        stream.set_nonblocking(true).unwrap();
+        let mut speaker = Speaker {
+            stream,
+            codec: RpcCodec::max_payload(1024),
+            input: BytesMut::new(),
+        };
+        let (id, payload) = until_there(|| speaker.request()).await;
+        speaker.say([RpcFrame::reply(id, payload)]);
+        assert_eq!(call.await.unwrap().unwrap(), "x");
+        if turn % 2 == 0 {
+            speaker.say([RpcFrame::leaving(id)]);
+        }
+        // Nothing is waited for until the next call is made.
+        drop(speaker);
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,11 @@
 //! One connection of a client, as a state machine: calls out, answers in, no task and no channel a call.
 //!
+//! Here is how it goes on; [`lost`](super::lost) is how it ends.
+//!
 //! # Invariants
 //!
 //! - Before it parks, every call that there was room for has been encoded and offered to the stream, in one write.
+//! - What the peer has said is read before anything is written: an end that is here already costs no call.
 //! - It looks into the table with its waker left there, so that whatever is put in afterwards wakes it.
 //! - Where writing has failed it takes no more calls, and reads on: what the peer answered before it went may still be
 //!   on its way. The read side ends soon after, or is given up after [`HEAR_OUT`].
@@ -10,16 +13,16 @@
 
 use std::{
     io::{Error, ErrorKind},
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
-use tokio::{io::AsyncWrite, time::Instant};
-
 use crate::{
-    base::{error::BoxError, io::Io, time::now},
+    base::{
+        error::BoxError,
+        io::{Io, peek},
+        time::now,
+    },
     conn::{CloseReason, Conn, reset_on_drop},
     middleware::frame::{
         RpcFailure,
@@ -32,29 +35,31 @@ use crate::{
             flight::{Flight, Found, Sent},
             protocol::{Heard, Protocol},
             shared::Shared,
-            table::{Answer, End, Fate, Lost, lock},
+            table::{Answer, End, Fate, lock},
             timers::{HEAR_OUT, Silence, Stall},
         },
     },
 };
 
-pub(super) struct Driver<I, P, Q, R> {
-    conn: Conn<I>,
+pub(super) struct Driver<I: Io, P, Q, R> {
+    pub(super) conn: Conn<I>,
     protocol: P,
-    shared: Arc<Shared<Q, R>>,
-    link: usize,
+    pub(super) shared: Arc<Shared<Q, R>>,
+    pub(super) link: usize,
     input: Input,
-    output: Output,
-    flight: Flight,
+    pub(super) output: Output,
+    pub(super) flight: Flight,
     heard: Vec<Answer<R>>,
     /// A reply has come.
-    used: bool,
+    pub(super) used: bool,
     /// A call was sent, and nothing was heard since.
     owed: bool,
     /// It takes no more calls.
     leaving: bool,
+    /// A write has begun and not come back well.
+    pub(super) writing: bool,
     /// Why the peer ends the connection, if it said so.
-    told: Option<RpcFailure>,
+    pub(super) told: Option<RpcFailure>,
     /// Why nothing can be written any more.
     broken: Option<Error>,
     stall: Stall,
@@ -84,6 +89,7 @@ where
             used: false,
             owed: false,
             leaving: false,
+            writing: false,
             told: None,
             broken: None,
             stall: Stall::new(),
@@ -107,35 +113,52 @@ where
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Disconnected>> {
-        let (mut clock, mut reads) = (None, 0);
+        let (mut reads, mut is_sure) = (0, false);
         loop {
-            let alone = self.broken.is_none() && self.take(cx, &mut clock);
-            let was_full = self.is_full();
-            self.write(cx);
-            if was_full && !self.is_full() {
-                continue;
-            }
-            if alone && self.output.is_clear() || self.is_done() {
-                return Poll::Ready(Ok(()));
-            }
-            if reads == READS_A_POLL {
-                cx.waker().wake_by_ref();
-                break;
-            }
-            match self.input.poll_read(cx, &mut self.conn) {
+            let has_read = match self.input.poll_read(cx, &mut self.conn) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(self.ended()),
                 Poll::Ready(Ok(_)) => {
                     self.owed = false;
                     self.silence.break_off();
                     self.hear(false)?;
+                    is_sure = false;
+                    true
                 }
                 Poll::Ready(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => {
                     return Poll::Ready(self.ended());
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Disconnected::Io(error))),
-                Poll::Pending => break,
+                Poll::Pending => false,
+            };
+            let next = match self.broken {
+                Some(_) => Next::Park,
+                None => self.take(cx, is_sure),
+            };
+            let was_full = self.is_full();
+            self.write(cx);
+            if next == Next::End && self.output.is_clear() || self.is_done() {
+                return Poll::Ready(Ok(()));
             }
-            reads += 1;
+            if has_read {
+                reads += 1;
+                if reads == READS_A_POLL {
+                    cx.waker().wake_by_ref();
+                    break;
+                }
+            } else if next == Next::Look {
+                // A socket knows of an end a moment before the runtime does.
+                match peek(&self.conn) {
+                    Some(Ok(0)) => return Poll::Ready(self.ended()),
+                    // What it is, the runtime is about to tell.
+                    Some(Ok(_)) => break,
+                    Some(Err(error)) if !is_nothing(error.kind()) => {
+                        return Poll::Ready(Err(Disconnected::Io(error)));
+                    }
+                    Some(Err(_)) | None => is_sure = true,
+                }
+            } else if !was_full || self.is_full() {
+                break;
+            }
         }
         if self.broken.is_some() {
             let fruitless = !self.used;
@@ -152,12 +175,15 @@ where
         if self.broken.is_some() {
             return;
         }
+        self.writing = true;
         let written = self
             .output
             .poll_write(cx, &mut self.conn);
         if let Poll::Ready(Err(error)) = written {
             self.broken = Some(error);
             self.stall.clear();
+        } else {
+            self.writing = false;
         }
     }
 
@@ -170,16 +196,27 @@ where
         self.leaving && self.flight.is_idle() && (!P::HAS_IDS || self.output.is_clear())
     }
 
-    /// Encodes what there is room for. Whether nobody calls, and nobody will.
-    fn take(&mut self, cx: &mut Context<'_>, clock: &mut Option<Instant>) -> bool {
+    /// It has served, and nothing is under way: since when the peer may have gone, nobody knows.
+    fn is_quiet(&self) -> bool {
+        self.used && self.flight.is_idle() && self.output.is_clear()
+    }
+
+    /// Encodes what there is room for; where it was quiet, only once somebody `is_sure` that the peer is there.
+    fn take(&mut self, cx: &mut Context<'_>, is_sure: bool) -> Next {
+        let mut clock = None;
         loop {
-            let may = !self.leaving && !self.is_full();
+            let is_unsure = !is_sure && self.is_quiet();
+            let may = !self.leaving && !self.is_full() && !is_unsure;
             let id = may.then(|| self.flight.next_id());
-            let (told, todo) = lock(&self.shared.table).hear(self.link, id, clock, cx);
+            let (told, todo) = lock(&self.shared.table).hear(self.link, id, &mut clock, cx);
             self.shared.settle(todo);
             let (Some(id), Some(taken)) = (id, told.taken) else {
                 if told.given_up.is_empty() {
-                    return told.alone;
+                    return match (told.alone, is_unsure && told.has_more) {
+                        (true, _) => Next::End,
+                        (_, true) => Next::Look,
+                        _ => Next::Park,
+                    };
                 }
                 for id in told.given_up {
                     self.give_up(id);
@@ -239,7 +276,7 @@ where
         }
     }
 
-    fn retire(&self, end: &End) {
+    pub(super) fn retire(&self, end: &End) {
         let settings = &self.shared.settings;
         let todo = lock(&self.shared.table).retire(self.link, end, now(), settings);
         self.shared.settle(todo);
@@ -258,7 +295,6 @@ where
                         key: sent.key,
                         id: sent.id,
                         answer,
-                        reused: sent.reused,
                     }),
                     Found::Late => self.shared.metrics.late.increment(1),
                     Found::Never => break Err(Unasked::new(id).into()),
@@ -268,8 +304,9 @@ where
                     let fruitless = !self.used;
                     self.leave(&End::Leaving { fruitless });
                     let not_taken = self.flight.take_above(last);
+                    let in_vain = fruitless && self.flight.is_idle();
                     let error: SharedError = Arc::new(Disconnected::Ended);
-                    self.give_back(not_taken, &error, |_| (true, Fate::Moves));
+                    self.give_back(not_taken, &error, |_| (true, Fate::Moves { in_vain }));
                 }
                 Ok(Some(Heard::Ending(failure))) => {
                     self.hand_out();
@@ -294,7 +331,7 @@ where
         self.used = true;
         let shared = &self.shared;
         let answers = self.heard.drain(..);
-        let (late, todo) = lock(&shared.table).answer(self.link, answers, || shared.may_retry());
+        let (late, todo) = lock(&shared.table).answer(self.link, answers);
         shared.metrics.late.increment(late);
         shared.settle(todo);
     }
@@ -345,98 +382,22 @@ where
             .poll(self.output.written(), write_stall, cx)
             .map(|()| Disconnected::Stalled(write_stall))
     }
-
-    /// The connection is lost, and with it what is in flight: it fails, or is sent once more.
-    fn lose(mut self, disconnected: Disconnected) {
-        let disconnected = match (self.told.take(), disconnected) {
-            (Some(failure), Disconnected::Ended | Disconnected::Io(_)) => {
-                Disconnected::Told(failure)
-            }
-            (_, disconnected) => disconnected,
-        };
-        tracing::debug!(conn = %self.conn.info().id(), error = %disconnected, "client connection lost");
-        let reason = match disconnected {
-            Disconnected::Ended | Disconnected::Told(_) => CloseReason::Peer,
-            Disconnected::Protocol(_) => CloseReason::Protocol,
-            Disconnected::Stalled(_) => CloseReason::WriteStall,
-            Disconnected::Io(_) | Disconnected::Aborted => CloseReason::Reset,
-        };
-        self.conn.info().end_with(reason);
-        let error: SharedError = Arc::new(disconnected);
-        self.retire(&End::Lost {
-            error: SharedError::clone(&error),
-            fruitless: !self.used,
-        });
-        let (lost, written) = (self.flight.take_above(0), self.output.written());
-        self.give_back(lost, &error, |sent| {
-            let unsent = sent.at >= written;
-            let fate = match unsent && sent.reused {
-                true => Fate::Again,
-                false => Fate::Over,
-            };
-            (unsent, fate)
-        });
-    }
-
-    /// Calls that this connection will not answer; `fate` says whether nobody has begun with one, and what may become of
-    /// it.
-    fn give_back(
-        &self,
-        calls: Vec<Sent>,
-        error: &SharedError,
-        fate: impl Fn(&Sent) -> (bool, Fate),
-    ) {
-        let lost = |sent: &Sent| {
-            let (unsent, fate) = fate(sent);
-            Lost {
-                key: sent.key,
-                id: sent.id,
-                unsent,
-                fate,
-            }
-        };
-        let lost: Vec<_> = calls.iter().map(lost).collect();
-        let shared = &self.shared;
-        let error = || SharedError::clone(error);
-        let may_retry = || shared.may_retry();
-        let todo = lock(&shared.table).lose(self.link, &lost, error, may_retry);
-        shared.settle(todo);
-    }
-
-    /// Ends the connection in order, which a peer has only so long to let happen.
-    async fn close(&mut self) {
-        let conn = &mut self.conn;
-        let shutdown = std::future::poll_fn(|cx| Pin::new(&mut *conn).poll_shutdown(cx));
-        // Whatever becomes of it, it is dropped now.
-        let _ended = tokio::time::timeout(CLOSE, shutdown).await;
-    }
 }
 
-impl<I, P, Q, R> Drop for Driver<I, P, Q, R> {
-    fn drop(&mut self) {
-        self.shared
-            .metrics
-            .connections
-            .decrement(1.0);
-        // In order nothing is left by now; else the task was dropped where it stood.
-        let lost = self.flight.take_above(0);
-        if lost.is_empty() {
-            return;
-        }
-        let lost: Vec<_> = lost
-            .iter()
-            .map(|sent| Lost {
-                key: sent.key,
-                id: sent.id,
-                unsent: sent.at >= self.output.written(),
-                fate: Fate::Over,
-            })
-            .collect();
-        let error: SharedError = Arc::new(Disconnected::Aborted);
-        let error = || SharedError::clone(&error);
-        let todo = lock(&self.shared.table).lose(self.link, &lost, error, || false);
-        self.shared.settle(todo);
-    }
+/// What there is to do for a connection once it has taken what it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// To wait.
+    Park,
+    /// To make sure that the peer is there: a call waits for that.
+    Look,
+    /// To end: nobody calls, and nobody will.
+    End,
+}
+
+/// Nothing has arrived; or that could not be found out.
+fn is_nothing(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
 /// After so many reads the connection lets others have the thread.
@@ -444,6 +405,3 @@ const READS_A_POLL: u32 = 16;
 
 /// Answers that are handed out in one go.
 const AT_ONCE: usize = 64;
-
-/// For a goodbye to be taken.
-const CLOSE: Duration = Duration::from_secs(1);

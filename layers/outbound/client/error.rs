@@ -78,7 +78,7 @@ impl CallError {
         Self::new(CallCause::Connect(error), Phase::Connecting)
     }
 
-    /// The connection ended; `unsent` if that was before a byte of the call was written.
+    /// The connection ended; `unsent` if not a byte of the call can have reached the peer.
     pub(super) fn closed(error: SharedError, unsent: bool) -> Self {
         let mut closed = Self::new(CallCause::Closed(error), Phase::Calling);
         closed.told.never_started = unsent;
@@ -222,7 +222,7 @@ pub enum Disconnected {
     Told(RpcFailure),
     /// The peer has taken no byte for this long.
     Stalled(Duration),
-    /// The task that drives the connection was ended with its runtime, or panicked.
+    /// The task that drives the connection was ended with its runtime, or what it called panicked.
     Aborted,
 }
 
@@ -234,7 +234,7 @@ impl fmt::Display for Disconnected {
             Self::Protocol(_) => f.write_str("peer broke the protocol"),
             Self::Told(failure) => write!(f, "peer ended the connection: {failure}"),
             Self::Stalled(limit) => write!(f, "peer has taken no byte for {limit:?}"),
-            Self::Aborted => f.write_str("connection was dropped with its runtime"),
+            Self::Aborted => f.write_str("task of the connection was ended"),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::BytesMut;
@@ -22,12 +23,17 @@ use crate::{
 
 /// One call on a connection that it has for itself.
 #[derive(Debug)]
-pub(super) struct Exchange<L> {
+pub(super) struct Exchange<L, P> {
     pub(super) lease: L,
-    pub(super) id: u64,
-    pub(super) output: BytesMut,
+    protocol: P,
+    id: u64,
+    output: BytesMut,
     /// How much of it is written.
-    pub(super) sent: usize,
+    sent: usize,
+    /// A byte of it may have reached the peer.
+    pub(super) has_begun: bool,
+    /// What was there before it began has been read.
+    has_looked: bool,
     is_flushed: bool,
     input: BytesMut,
     /// Why nothing can be written any more, and for how long the answer is waited for in spite of it.
@@ -39,15 +45,19 @@ pub(super) struct Exchange<L> {
 /// What a call came to, and whether the connection is as good as before.
 pub(super) type Outcome<R> = (Result<R, CallError>, bool);
 
-impl<L: Lease> Exchange<L> {
-    pub(super) fn new(lease: L) -> Self {
+impl<L: Lease, P> Exchange<L, P> {
+    pub(super) fn new(lease: L, protocol: P) -> Self {
         // Ids rise on every connection, whoever used it before: so they rise over all.
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
+            // A fresh one has nothing to say yet.
+            has_looked: !lease.is_reused(),
             lease,
+            protocol,
             id: NEXT.fetch_add(1, Relaxed),
             output: BytesMut::new(),
             sent: 0,
+            has_begun: false,
             is_flushed: false,
             input: BytesMut::new(),
             broken: None,
@@ -56,20 +66,51 @@ impl<L: Lease> Exchange<L> {
         }
     }
 
+    /// Puts the call into the form that it is sent in, with the time that is left for it.
+    pub(super) fn ask<Q>(&mut self, left: Option<Duration>, call: Q) -> Result<(), BoxError>
+    where
+        P: Protocol<Q>,
+    {
+        self.protocol
+            .ask(self.id, left, call, &mut self.output)
+    }
+
     /// Writes the call and reads the answer; a peer that answers early is heard, and so is one that takes no more.
-    pub(super) fn poll<Q, P: Protocol<Q>>(
+    pub(super) fn poll<Q>(
         &mut self,
-        protocol: &mut P,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Outcome<P::Reply>, Disconnected>> {
-        if self.broken.is_none() {
+    ) -> Poll<Result<Outcome<P::Reply>, Disconnected>>
+    where
+        P: Protocol<Q>,
+    {
+        if !self.has_looked {
+            // An end that is here already costs no call, and what others have left behind is no answer.
+            self.has_looked = true;
+            if let Poll::Ready(result) = self.poll_read(cx) {
+                result.map_err(Disconnected::Io)?;
+            }
+        }
+        let is_spoilt = !self.has_begun && (self.ended || !self.input.is_empty());
+        if !is_spoilt && self.broken.is_none() {
             let failed = self.poll_write(cx).err();
             self.broken = failed.map(|error| (error, Stall::new()));
         }
         loop {
-            match protocol.hear(&mut self.input, self.ended) {
+            match self
+                .protocol
+                .hear(&mut self.input, self.ended)
+            {
+                Ok(None) if is_spoilt && self.leaving => {
+                    return Poll::Ready(Err(Disconnected::Ended));
+                }
+                Ok(None) if is_spoilt && !self.ended => {
+                    let stray: BoxError = Unasked::new(None).into();
+                    return Poll::Ready(Err(Disconnected::Protocol(stray)));
+                }
                 Ok(None) => {}
-                Ok(Some(Heard::Answer { id, answer })) if id.is_none_or(|id| id == self.id) => {
+                Ok(Some(Heard::Answer { id, answer }))
+                    if self.has_begun && id.is_none_or(|id| id == self.id) =>
+                {
                     // Of an answer that was not read to its end, the rest is still to come.
                     let is_whole = answer
                         .as_ref()
@@ -104,22 +145,13 @@ impl<L: Lease> Exchange<L> {
             if self.ended {
                 return Poll::Ready(Err(self.end()));
             }
-            if self.input.capacity() - self.input.len() < ENOUGH {
-                // By what has come, never by what is announced.
-                self.input
-                    .reserve(CHUNK.max(self.input.len()));
-            }
-            match poll_read_buf(Pin::new(&mut self.lease), cx, &mut self.input) {
-                Poll::Ready(Ok(0)) => self.ended = true,
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => {
-                    self.ended = true;
-                }
+            match self.poll_read(cx) {
+                Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Disconnected::Io(error))),
                 Poll::Pending => {
                     if let Some((_, patience)) = &mut self.broken {
                         // Nobody answers what nobody has a byte of.
-                        if self.sent > 0 {
+                        if self.has_begun {
                             ready!(patience.poll(0, HEAR_OUT, cx));
                         }
                         return Poll::Ready(Err(self.end()));
@@ -136,23 +168,49 @@ impl<L: Lease> Exchange<L> {
         broken.map_or(Disconnected::Ended, |(error, _)| Disconnected::Io(error))
     }
 
+    /// Reads what there is, or that there will be no more.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        if self.input.capacity() - self.input.len() < ENOUGH {
+            // By what has come, never by what is announced.
+            self.input
+                .reserve(CHUNK.max(self.input.len()));
+        }
+        match ready!(poll_read_buf(
+            Pin::new(&mut self.lease),
+            cx,
+            &mut self.input
+        )) {
+            Ok(read) => self.ended = read == 0,
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => self.ended = true,
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Writes as much as there is room for.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Result<(), Error> {
         while self.sent < self.output.len() {
             let unsent = &self.output[self.sent..];
             match Pin::new(&mut self.lease).poll_write(cx, unsent) {
-                Poll::Ready(Ok(0)) => return Err(ErrorKind::WriteZero.into()),
-                Poll::Ready(Ok(written)) => self.sent += written,
-                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Ready(Ok(written)) if written > 0 => {
+                    self.has_begun = true;
+                    self.sent += written;
+                }
+                Poll::Ready(failed) => {
+                    self.has_begun |= !self.lease.is_plain();
+                    return Err(failed
+                        .err()
+                        .unwrap_or_else(|| ErrorKind::WriteZero.into()));
+                }
                 Poll::Pending => return Ok(()),
             }
         }
         if !self.is_flushed {
             if let Poll::Ready(flushed) = Pin::new(&mut self.lease).poll_flush(cx) {
                 flushed?;
-                self.is_flushed = true;
+                (self.is_flushed, self.has_begun) = (true, true);
                 self.output = BytesMut::new();
-                self.sent = self.sent.max(1);
+                self.sent = 0;
             }
         }
         Ok(())

@@ -18,6 +18,14 @@ pub trait Lease: AsyncRead + AsyncWrite + Unpin {
     /// Whether it has served somebody before.
     fn is_reused(&self) -> bool;
 
+    /// Whether it writes straight to a socket, so that of what a write refuses nothing was sent.
+    ///
+    /// A stream that keeps bytes of its own, as TLS does, may have sent some and then fail: what such a one refuses may
+    /// have been processed, and is not made a second time. Default: no.
+    fn is_plain(&self) -> bool {
+        false
+    }
+
     /// Gives it back for the next one. Dropped instead, it is closed.
     fn give_back(self);
 }
@@ -98,6 +106,10 @@ impl<I: Io> Lease for Once<I> {
         false
     }
 
+    fn is_plain(&self) -> bool {
+        self.conn.takes_pipes()
+    }
+
     fn give_back(self) {}
 }
 
@@ -112,6 +124,10 @@ impl<I: Io> AsyncWrite for Once<I> {
 impl<I: Io> Lease for Conn<PooledIo<I>> {
     fn is_reused(&self) -> bool {
         self.acquired().is_reused()
+    }
+
+    fn is_plain(&self) -> bool {
+        self.takes_pipes()
     }
 
     fn give_back(self) {

@@ -50,14 +50,19 @@
 //!
 //! # What is done twice
 //!
-//! A call is made a second time, once, if nobody can have begun with the first attempt: not a byte of it was written to a
-//! connection that had served others before, or the peer [refused](crate::frame::RpcCode::Refused) it on such a one, which
-//! may be the one that it goes to again. And only as long as the [budget](RetryBudget) for it lasts. (A call that a leaving
-//! peer has not taken has not failed: it goes to the next connection, however often that happens within its deadline.) All
-//! other failures are the caller's to judge: [`CallError::never_started`].
+//! A call is made a second time, once, if it was lost with a connection that had served others before, and not a byte of
+//! it can have reached the peer. And only as long as the [budget](RetryBudget) for it lasts. All other failures are the
+//! caller's to judge: [`CallError::never_started`]. A call that the peer [refused](crate::frame::RpcCode::Refused) is one
+//! of them: the connection is well, and another would lead to the same peer.
 //!
-//! What was written is what the stream says it took. One that may take bytes and fail in the same write, as TLS can, says
-//! less: calls that must not be made twice are better not made over it with a budget.
+//! What was written is what the stream says it took. One that keeps bytes of its own, as TLS does, may have sent some in a
+//! write that failed: all that was in that write may have been processed then. Of what a socket refuses nothing was sent,
+//! also below layers that let [pipes](crate::io::Io::takes_pipes) through. That an idle peer has ended the connection is
+//! looked for before a call is written to it.
+//!
+//! A call that a leaving peer has not begun has not failed: it goes to the next connection, however often that happens
+//! within its deadline. Only from a peer that leaves without having begun with any call it goes on once, twice more as
+//! long as the budget lasts, and then fails: it may be what has every peer leave.
 //!
 //! # How it ends
 //!
@@ -69,6 +74,7 @@
 //! | the peer takes no byte for [too long](Settings::write_stall) | the same, with a reset | a new connection |
 //! | the peer says nothing for [too long](Settings::silence) | go on waiting, each for its own deadline | a new connection |
 //! | no connection can be made | | wait for the next attempt, or [fail](Settings::fail_fast) |
+//! | the connector panics | | those that wait fail as [not connected](CallCause::Connect), whatever is set |
 //! | the last client is dropped | are answered; the connection is closed after the last of them | |
 //! | the runtime ends | fail as closed | fail |
 //!
@@ -81,7 +87,8 @@
 //! # Readiness
 //!
 //! Ready when there is a place, which is this client's until it calls or is dropped; with
-//! [`keep_connected`](Settings::keep_connected) only while the peer is there. A clone has no place of its own.
+//! [`keep_connected`](Settings::keep_connected) only while the peer is there, or once the runtime is gone, which a call
+//! then says. A clone has no place of its own.
 //!
 //! # Errors
 //!
@@ -98,6 +105,7 @@ mod error;
 mod exchange;
 mod flight;
 mod lease;
+mod lost;
 mod make;
 mod metrics;
 mod protocol;

@@ -40,9 +40,10 @@ use crate::{
 /// # What is done twice
 ///
 /// A call is made a second time, once, if the connection had served others before and nobody can have begun with the
-/// call: not a byte of it could be written, or the peer [refused](crate::frame::RpcCode::Refused) it. The second time it
-/// is made on a connection that nobody has used, for which those that the pool still has are closed; and only as long as
-/// the [budget](super::RetryBudget) lasts. What was written may have been processed, and is not.
+/// call: not a byte of it can have reached the peer, or the peer [refused](crate::frame::RpcCode::Refused) it. The second
+/// time it is made on a connection that nobody has used, for which those that the pool still has are closed; and only as
+/// long as the [budget](super::RetryBudget) lasts. What was written may have been processed, and is not; nor is what a
+/// stream refused that is not [plain](Lease::is_plain).
 ///
 /// # Readiness
 ///
@@ -208,10 +209,11 @@ pin_project! {
         C: Service<T>,
     {
         #[pin]
-        stage: Stage<C::Future, C::Response>,
+        stage: Stage<C::Future, C::Response, P>,
         call: Q,
         connector: C,
         target: T,
+        // Cloned for each connection: what one has read is nothing to the next.
         protocol: P,
         account: Account,
         // The second attempt.
@@ -226,12 +228,12 @@ pin_project! {
 pin_project! {
     #[project = StageProj]
     #[project_replace = StageReplace]
-    enum Stage<F, L> {
+    enum Stage<F, L, P> {
         Begun,
         // The connector is being made ready.
         Asking,
         Connecting { #[pin] connecting: F },
-        Exchanging { exchange: Exchange<L> },
+        Exchanging { exchange: Exchange<L, P> },
     }
 }
 
@@ -387,14 +389,8 @@ where
                         this.account.phase = Phase::Connecting;
                         return Poll::Ready(Err(this.account.spent()));
                     }
-                    let mut exchange = Exchange::new(lease);
-                    let asked = this.protocol.ask(
-                        exchange.id,
-                        left,
-                        this.call.clone(),
-                        &mut exchange.output,
-                    );
-                    if let Err(error) = asked {
+                    let mut exchange = Exchange::new(lease, this.protocol.clone());
+                    if let Err(error) = exchange.ask(left, this.call.clone()) {
                         exchange.lease.give_back();
                         let cause = CallCause::Encode(error);
                         return Poll::Ready(Err(CallError::new(cause, Phase::Waiting)));
@@ -403,14 +399,13 @@ where
                         .set(Stage::Exchanging { exchange });
                 }
                 StageProj::Exchanging { exchange } => {
-                    let end = ready!(exchange.poll(this.protocol, cx));
+                    let end = ready!(exchange.poll(cx));
                     let may_be_used = exchange.lease.is_reused() && !*this.again;
                     let (outcome, is_clean) = match end {
                         Ok(end) => end,
                         Err(disconnected) => {
-                            let unsent = exchange.sent == 0;
                             let error: SharedError = Arc::new(disconnected);
-                            (Err(CallError::closed(error, unsent)), false)
+                            (Err(CallError::closed(error, !exchange.has_begun)), false)
                         }
                     };
                     let again = outcome

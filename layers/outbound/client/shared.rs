@@ -2,10 +2,12 @@
 
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -183,21 +185,24 @@ impl<Q: Clone, R> Link<Q, R> {
                 if let Some(due) = due {
                     tokio::time::sleep_until(due).await;
                 }
-                connecting.await
+                apart(connecting).await
             };
             let alone = std::future::poll_fn(|cx| lock(&shared.table).poll_alone(link, cx));
             let attempted = tokio::select! {
                 biased;
-                () = alone => None,
-                attempted = attempt => Some(attempted),
-            };
-            match attempted {
-                None => {
+                () = alone => {
                     self.is_over = true;
-                    lock(&shared.table).remove(link);
                     return None;
                 }
-                Some(Ok(conn)) => {
+                attempted = attempt => attempted,
+            };
+            // A connector that panics is wrong, and not away: nobody waits for it to come to its senses.
+            let (attempted, has_panicked) = match attempted {
+                Some(attempted) => (attempted, false),
+                None => (Err(Arc::new(Disconnected::Aborted) as SharedError), true),
+            };
+            match attempted {
+                Ok(conn) => {
                     shared.metrics.connected.increment(1);
                     if shared.has_connected.swap(true, Relaxed) {
                         shared.metrics.reconnects.increment(1);
@@ -206,14 +211,21 @@ impl<Q: Clone, R> Link<Q, R> {
                     shared.settle(todo);
                     return Some(conn);
                 }
-                Some(Err(error)) => {
+                Err(error) => {
                     shared
                         .metrics
                         .connect_failed
                         .increment(1);
                     tracing::debug!(%error, "client could not connect");
-                    let (again, todo) =
-                        lock(&shared.table).not_connected(link, &error, now(), &shared.settings);
+                    let settings = &shared.settings;
+                    let ends_queue = settings.fail_fast || has_panicked;
+                    let (again, todo) = lock(&shared.table).not_connected(
+                        link,
+                        &error,
+                        ends_queue,
+                        now(),
+                        settings,
+                    );
                     shared.settle(todo);
                     if !again {
                         self.is_over = true;
@@ -230,7 +242,7 @@ impl<Q, R> Drop for Link<Q, R> {
         if self.is_over {
             return;
         }
-        // The runtime was shut down, or the connector or the codec panicked.
+        // The runtime was shut down, or the codec panicked.
         let error: SharedError = Arc::new(Disconnected::Aborted);
         let todo = {
             let mut table = lock(&self.shared.table);
@@ -269,6 +281,17 @@ where
         },
     };
     connected.map_err(|error| SharedError::from(error.into()))
+}
+
+/// What comes of `future`; none if it panics.
+async fn apart<F: Future>(future: F) -> Option<F::Output> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|cx| {
+        // Unwind safety: what panicked is not polled again.
+        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        polled.map_or(Poll::Ready(None), |polled| polled.map(Some))
+    })
+    .await
 }
 
 /// A call's refusal for want of a runtime.

@@ -1,6 +1,12 @@
 //! The calls of a client.
 
-use std::{error::Error, future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{
+    error::Error,
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use shuttle::future::block_on;
 use tower_net::{Deadline, frame::RpcFailure};
@@ -149,6 +155,15 @@ impl Model {
 
     /// A connection: each call is answered with itself and a hundred.
     fn drive(self: &Arc<Self>, link: usize) {
+        // It may be that nobody needs it any more before it is there.
+        let alone = |cx: &mut Context<'_>| {
+            lock(&self.table)
+                .poll_alone(link, cx)
+                .is_ready()
+        };
+        if block_on(poll_fn(|cx| Poll::Ready(alone(cx)))) {
+            return;
+        }
         let todo = lock(&self.table).connected(link, now());
         self.settle(Forgets::Retiring, todo);
         let mut flight: Vec<(usize, u64, u32)> = Vec::new();
@@ -184,9 +199,8 @@ impl Model {
                 key,
                 id,
                 answer: Ok(call + 100),
-                reused: true,
             };
-            let (_, todo) = lock(&self.table).answer(link, [answer].into_iter(), || true);
+            let (_, todo) = lock(&self.table).answer(link, [answer].into_iter());
             self.settle(Forgets::Ending, todo);
         };
         let todo = lock(&self.table).retire(link, &end, now(), &Settings::default());
@@ -197,7 +211,7 @@ impl Model {
                 key,
                 id,
                 unsent: true,
-                fate: Fate::Moves,
+                fate: Fate::Moves { in_vain: false },
             })
             .collect();
         let error = || -> SharedError { Arc::new(Disconnected::Ended) };
@@ -286,6 +300,28 @@ fn one_who_gives_up_is_in_nobodys_way_wherever_his_call_is() {
     assert!(is_found(|| one_gives_up(Some(Forgets::Leaving))));
 
     explore(|| one_gives_up(None));
+}
+
+/// As a call that waits for its place, and so comes into the table when there may be nothing else in it.
+fn one_comes_late(forgets: Option<Forgets>) {
+    let model = Model::new(forgets, usize::MAX);
+    let late = Arc::clone(&model);
+    meanwhile(move || {
+        let before = late.enter(1);
+        late.leave(before);
+        let key = late.enter(2);
+        assert_eq!(late.wait(key), Ok(102));
+    });
+    model.abandon();
+    join();
+    model.check();
+}
+
+#[test]
+fn one_who_comes_when_the_connection_is_given_up_has_another() {
+    assert!(is_found(|| one_comes_late(Some(Forgets::Entering))));
+
+    explore(|| one_comes_late(None));
 }
 
 fn the_connection_ends(forgets: Option<Forgets>) {

@@ -16,7 +16,8 @@ use crate::{
             CallError, Disconnected, Settings, SharedError,
             retry::pause,
             table::{
-                Answer, End, Fate, Lost, Mailbox, NONE, Stage, State, Table, Taken, Todo, Told,
+                Answer, End, Fate, Lost, MOST_MOVES, Mailbox, NONE, Slot, Stage, State, Table,
+                Taken, Todo, Told,
             },
         },
     },
@@ -39,9 +40,10 @@ impl<Q, R> Table<Q, R> {
         self.pause.as_ref().map(|(due, _)| *due)
     }
 
-    /// Ready when nobody needs the link that connects.
+    /// Ready when nobody needs the link that connects, which is gone then: whoever comes after that starts another.
     pub(crate) fn poll_alone(&mut self, link: usize, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_alone() {
+            self.remove(link);
             return Poll::Ready(());
         }
         self.links[link].waker = Some(cx.waker().clone());
@@ -52,6 +54,10 @@ impl<Q, R> Table<Q, R> {
     pub(crate) fn connected(&mut self, link: usize, now: Instant) -> Todo {
         self.stage = Stage::Up { link, since: now };
         self.proven = true;
+        self.wake_unready()
+    }
+
+    fn wake_unready(&self) -> Todo {
         Todo {
             wake: self
                 .unready
@@ -62,18 +68,20 @@ impl<Q, R> Table<Q, R> {
         }
     }
 
-    /// The link could not connect. Whether it is to try again; if not, it is gone.
+    /// The link could not connect; with `ends_queue`, that is the last word for those who wait. Whether it is to try
+    /// again; if not, it is gone.
     pub(crate) fn not_connected(
         &mut self,
         link: usize,
         error: &SharedError,
+        ends_queue: bool,
         now: Instant,
         settings: &Settings,
     ) -> (bool, Todo) {
         self.proven = false;
         self.put_off(error, now, settings);
         let mut todo = Todo::default();
-        if settings.fail_fast {
+        if ends_queue {
             todo = self.end_queue(error, now);
         }
         let goes_on = self.first != NONE || settings.keep_connected && !self.abandoned;
@@ -95,37 +103,30 @@ impl<Q, R> Table<Q, R> {
         &mut self,
         link: usize,
         answers: impl Iterator<Item = Answer<R>>,
-        mut may_retry: impl FnMut() -> bool,
     ) -> (u64, Todo) {
         let (mut late, mut todo) = (0, Todo::default());
-        self.failures = 0;
-        self.pause = None;
+        // One that only finishes what it has says nothing of how the next will fare.
+        if self.is_up(link) {
+            self.failures = 0;
+            self.pause = None;
+        }
         for heard in answers {
             if !self.holds(link, heard.key, heard.id) {
                 late += 1;
                 continue;
             }
-            let slot = &mut self.slots[heard.key];
             let outcome = match heard.answer {
                 Ok(reply) => Ok(reply),
                 Err(failure) => {
-                    let again = failure.is_retryable() && heard.reused && !slot.retried;
-                    if again && may_retry() {
-                        self.requeue(heard.key, true);
-                        continue;
-                    }
-                    let retried = slot.retried;
                     self.turn(heard.key, clock());
-                    let times = self.slots[heard.key].times;
-                    Err(CallError::failed(failure)
-                        .after(times)
-                        .retried(retried))
+                    let Slot { times, retried, .. } = self.slots[heard.key];
+                    let failed = CallError::failed(failure);
+                    Err(failed.after(times).retried(retried))
                 }
             };
             todo.wake(self.end(heard.key, outcome));
         }
-        let more = self.look_after_queue();
-        (late, todo.and(more))
+        (late, todo)
     }
 
     /// Calls that the link will not bring to an end, the first that was sent first.
@@ -142,11 +143,18 @@ impl<Q, R> Table<Q, R> {
             if !self.holds(link, one.key, one.id) {
                 continue;
             }
-            let retried = self.slots[one.key].retried;
+            let slot = &mut self.slots[one.key];
+            let retried = slot.retried;
             let again = match one.fate {
                 Fate::Over => None,
                 Fate::Again => (!retried && may_retry()).then_some(true),
-                Fate::Moves => Some(retried),
+                Fate::Moves { in_vain: false } => Some(retried),
+                Fate::Moves { in_vain: true } => {
+                    slot.moves += 1;
+                    // The first time it makes no more of a load than there was.
+                    let may = slot.moves == 1 || slot.moves <= MOST_MOVES && may_retry();
+                    may.then_some(retried)
+                }
             };
             if let Some(retried) = again {
                 self.requeue(one.key, retried);
@@ -179,7 +187,7 @@ impl<Q, R> Table<Q, R> {
         now: Instant,
         settings: &Settings,
     ) -> Todo {
-        if !matches!(self.stage, Stage::Up { link: up, .. } if up == link) {
+        if !self.is_up(link) {
             return Todo::default();
         }
         self.stage = Stage::Down;
@@ -229,10 +237,15 @@ impl<Q, R> Table<Q, R> {
         todo
     }
 
-    /// The task of a link is gone, whatever it was doing. Unless another link takes calls, nobody does any more.
+    /// The task of a link is gone, whatever it was doing. Unless another link takes calls, nobody does any more: those
+    /// who wait for the peer find out by a call.
     pub(crate) fn abort(&mut self, error: &SharedError, now: Instant) -> Todo {
         match self.stage {
-            Stage::Down => self.end_queue(error, now),
+            Stage::Down => {
+                self.proven = true;
+                self.end_queue(error, now)
+                    .and(self.wake_unready())
+            }
             Stage::Connecting(_) | Stage::Up { .. } => Todo::default(),
         }
     }
@@ -251,8 +264,9 @@ impl<Q, R> Table<Q, R> {
         todo
     }
 
-    pub(super) fn is_up(&self) -> bool {
-        matches!(self.stage, Stage::Up { .. })
+    /// Whether the link is the one that takes calls.
+    fn is_up(&self, link: usize) -> bool {
+        matches!(self.stage, Stage::Up { link: up, .. } if up == link)
     }
 }
 
@@ -272,15 +286,15 @@ impl<Q: Clone, R> Table<Q, R> {
         }
         let given_up = std::mem::take(&mut mailbox.given_up);
         let (mut taken, mut todo) = (None, Todo::default());
-        if let (Some(id), Stage::Up { link: up, .. }) = (id, self.stage) {
-            // An id names a seat that is free, and others are about to be.
-            if up == link && given_up.is_empty() {
-                (taken, todo) = self.take(link, id, now);
-            }
+        let is_up = self.is_up(link);
+        // An id names a seat that is free, and others are about to be.
+        if let Some(id) = id.filter(|_| is_up && given_up.is_empty()) {
+            (taken, todo) = self.take(link, id, now);
         }
         let told = Told {
             given_up,
             taken,
+            has_more: is_up && self.first != NONE,
             alone: self.is_alone(),
         };
         (told, todo)

@@ -82,6 +82,8 @@ struct Slot<Q, R> {
     times: [Duration; 3],
     since: Instant,
     retried: bool,
+    /// How often it went to another connection from one whose peer left without having begun with anything.
+    moves: u32,
     /// Its neighbours in the queue.
     before: usize,
     behind: usize,
@@ -165,6 +167,8 @@ pub(super) struct Taken<Q> {
 pub(super) struct Told<Q> {
     pub(super) given_up: Vec<u64>,
     pub(super) taken: Option<Taken<Q>>,
+    /// There are calls in the queue that it may take.
+    pub(super) has_more: bool,
     /// Nobody waits for anything, and nobody will call any more.
     pub(super) alone: bool,
 }
@@ -174,15 +178,13 @@ pub(super) struct Answer<R> {
     pub(super) key: usize,
     pub(super) id: u64,
     pub(super) answer: Result<R, RpcFailure>,
-    /// The connection had been used before it.
-    pub(super) reused: bool,
 }
 
 /// A call that a link cannot bring to an end.
 pub(super) struct Lost {
     pub(super) key: usize,
     pub(super) id: u64,
-    /// Not a byte of it was written, or the peer says that it was never begun.
+    /// Not a byte of it can have reached the peer, or the peer says that it was never begun.
     pub(super) unsent: bool,
     pub(super) fate: Fate,
 }
@@ -194,8 +196,9 @@ pub(super) enum Fate {
     Over,
     /// It has failed, and may be made again on another connection, once and if the budget has it.
     Again,
-    /// It was not taken: another connection may.
-    Moves,
+    /// It was not taken: another connection may. If it was all `in_vain`, since the peer has begun with nothing that it was
+    /// sent, that is so a few times and no more.
+    Moves { in_vain: bool },
 }
 
 impl<Q, R> Table<Q, R> {
@@ -221,7 +224,8 @@ impl<Q, R> Table<Q, R> {
         settings: &Settings,
     ) -> Result<(usize, Todo), CallError> {
         if settings.fail_fast {
-            if let (false, Some((due, error))) = (self.is_up(), &self.pause) {
+            let is_up = matches!(self.stage, Stage::Up { .. });
+            if let (false, Some((due, error))) = (is_up, &self.pause) {
                 if *due > entry.now {
                     return Err(CallError::connect(SharedError::clone(error)));
                 }
@@ -236,6 +240,7 @@ impl<Q, R> Table<Q, R> {
             times: [entry.waited, Duration::ZERO, Duration::ZERO],
             since: entry.now,
             retried: false,
+            moves: 0,
             before: NONE,
             behind: NONE,
         });
@@ -417,6 +422,10 @@ pub(super) fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
 }
+
+/// How often a call is taken on from a peer that leaves without having begun with anything. In a rolling restart once or
+/// twice is enough; a call that has every peer leave is none to be carried from one to the next.
+const MOST_MOVES: u32 = 3;
 
 /// No slot has this number.
 const NONE: usize = usize::MAX;
