@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
@@ -18,7 +19,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
 };
-use tokio_test::{assert_pending, task};
+use tokio_test::{assert_pending, assert_ready_ok, task};
 use tower::{Service, ServiceExt, discover::Change, service_fn};
 use tower_net::{
     Conn, Deadline,
@@ -462,6 +463,10 @@ struct Names {
     answer: Arc<Mutex<Option<Vec<u32>>>>,
     asked: Arc<AtomicUsize>,
     hangs: Arc<AtomicBool>,
+    panics: Arc<AtomicBool>,
+    /// How long each of the two halves of a lookup takes.
+    half: Arc<Mutex<Duration>>,
+    deadlines: Arc<Mutex<Vec<Deadline>>>,
 }
 
 impl Names {
@@ -481,10 +486,21 @@ impl Names {
         service_fn(move |name| {
             assert_eq!(name, "peers.example");
             names.asked.fetch_add(1, Relaxed);
+            names
+                .deadlines
+                .lock()
+                .unwrap()
+                .push(Deadline::current());
             let names = names.clone();
             async move {
                 if names.hangs.load(Relaxed) {
                     pending::<()>().await;
+                }
+                assert!(!names.panics.load(Relaxed), "told to panic");
+                let half = *names.half.lock().unwrap();
+                if !half.is_zero() {
+                    sleep(half).await;
+                    sleep(half).await;
                 }
                 let answer = names.answer.lock().unwrap().clone();
                 answer.ok_or_else(|| io::Error::other("no such name"))
@@ -494,16 +510,20 @@ impl Names {
 }
 
 /// The changes that are there now, in few words.
-fn changes<S>(stream: &mut task::Spawn<S>) -> Vec<String>
+async fn changes<S>(stream: &mut task::Spawn<S>) -> Vec<String>
 where
     S: futures_util::Stream<Item = Result<Change<u32, ()>, Infallible>>,
 {
     let mut words = Vec::new();
-    while let std::task::Poll::Ready(Some(Ok(change))) = stream.poll_next() {
-        words.push(match change {
-            Change::Insert(key, ()) => format!("+{key}"),
-            Change::Remove(key) => format!("-{key}"),
-        });
+    // A lookup that is begun is a task of its own.
+    for _ in 0..2 {
+        while let Poll::Ready(Some(Ok(change))) = stream.poll_next() {
+            words.push(match change {
+                Change::Insert(key, ()) => format!("+{key}"),
+                Change::Remove(key) => format!("-{key}"),
+            });
+        }
+        settle().await;
     }
     words
 }
@@ -518,15 +538,15 @@ async fn what_a_name_stands_for_is_looked_up_again_and_only_changes_are_told() {
     names.say(&[3, 1, 2]);
     let mut peers = task::spawn(Refreshing::new(names.resolver(), "peers.example", made));
 
-    assert_eq!(changes(&mut peers), ["+1", "+2", "+3"]);
+    assert_eq!(changes(&mut peers).await, ["+1", "+2", "+3"]);
     sleep(secs(29)).await;
     assert!(!peers.is_woken());
     names.say(&[2, 3, 4]);
     sleep(secs(1)).await;
     assert!(peers.is_woken());
-    assert_eq!(changes(&mut peers), ["-1", "+4"]);
+    assert_eq!(changes(&mut peers).await, ["-1", "+4"]);
     sleep(secs(30)).await;
-    assert!(changes(&mut peers).is_empty());
+    assert!(changes(&mut peers).await.is_empty());
     assert_eq!(names.asked.load(Relaxed), 3);
 }
 
@@ -539,7 +559,7 @@ async fn a_lookup_that_fails_hangs_or_finds_nothing_changes_nothing() {
     });
     let service = [("service", "x")];
     names.say(&[1, 2]);
-    assert_eq!(changes(&mut peers), ["+1", "+2"]);
+    assert_eq!(changes(&mut peers).await, ["+1", "+2"]);
     assert_eq!(readings.of("tower_net_balance_endpoints", &service), 2.0);
 
     // Sooner than usual: after 1 s, 2 s, 4 s and so on.
@@ -554,10 +574,10 @@ async fn a_lookup_that_fails_hangs_or_finds_nothing_changes_nothing() {
             "finds nothing" => names.say(&[]),
             _ => names.hangs.store(true, Relaxed),
         }
-        assert!(changes(&mut peers).is_empty(), "{failure}");
+        assert!(changes(&mut peers).await.is_empty(), "{failure}");
         if failure == "hangs" {
             sleep(secs(5)).await;
-            assert!(changes(&mut peers).is_empty(), "{failure}");
+            assert!(changes(&mut peers).await.is_empty(), "{failure}");
         }
         asked += 1;
         assert_eq!(names.asked.load(Relaxed), asked, "{failure}");
@@ -566,7 +586,7 @@ async fn a_lookup_that_fails_hangs_or_finds_nothing_changes_nothing() {
     }
     names.hangs.store(false, Relaxed);
     names.say(&[1]);
-    assert_eq!(changes(&mut peers), ["-2"]);
+    assert_eq!(changes(&mut peers).await, ["-2"]);
 
     let lookups = |outcome| {
         readings.of(
@@ -587,7 +607,7 @@ async fn of_a_long_answer_only_so_many_are_taken() {
     let peers = Refreshing::new(names.resolver(), "peers.example", made);
     let mut peers = task::spawn(peers.most(2).unwrap());
 
-    assert_eq!(changes(&mut peers), ["+0", "+1"]);
+    assert_eq!(changes(&mut peers).await, ["+0", "+1"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -604,9 +624,9 @@ async fn a_peer_that_cannot_be_made_is_tried_again_with_the_next_answer() {
     let peers = Refreshing::new(names.resolver(), "peers.example", make);
     let mut peers = task::spawn(peers.every(secs(1)).unwrap());
 
-    assert_eq!(changes(&mut peers), ["+2"]);
+    assert_eq!(changes(&mut peers).await, ["+2"]);
     sleep(secs(1)).await;
-    assert_eq!(changes(&mut peers), ["+1"]);
+    assert_eq!(changes(&mut peers).await, ["+1"]);
 }
 
 #[test]
@@ -650,12 +670,109 @@ async fn balanced_over_a_name_peers_come_and_go() {
     assert_eq!(call().await, "1");
     names.say(&[2]);
     sleep(secs(2)).await;
+    // The lookup is due, and this call does not wait for it.
+    assert_eq!(call().await, "1");
+    settle().await;
     // Whoever is gone gets no more, even while nobody else is there yet.
     assert_eq!(call().await, "2");
     assert_eq!(call().await, "2");
     names.fail();
     sleep(secs(100)).await;
     assert_eq!(call().await, "2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lookup_has_its_own_deadline_and_not_that_of_whoever_begins_it() {
+    let (town, names) = (Town::default(), Names::default());
+    names.say(&[1]);
+    let make = MakeClient::new(town.connector());
+    let peers = Refreshing::new(names.resolver(), "peers.example", move |number: &u32| {
+        make.make(*number)
+    });
+    let balanced = Balanced::over(peers);
+    let own = Deadline::within(secs(5));
+
+    Deadline::within(secs(1))
+        .scope(balanced.oneshot(text("x")))
+        .await
+        .unwrap();
+
+    assert_eq!(*names.deadlines.lock().unwrap(), [own]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lookup_goes_on_when_whoever_began_it_gives_up() {
+    let (town, names) = (Town::default(), Names::default());
+    names.say(&[1]);
+    *names.half.lock().unwrap() = secs(2);
+    let make = MakeClient::new(town.connector());
+    let peers = Refreshing::new(names.resolver(), "peers.example", move |number: &u32| {
+        make.make(*number)
+    });
+    let balanced = Balanced::over(peers);
+    let gives_up = Deadline::within(secs(1)).scope(balanced.clone().oneshot(text("x")));
+    assert!(gives_up.await.is_err());
+    sleep(secs(10)).await;
+
+    let begun = Instant::now();
+    balanced
+        .oneshot(text("y"))
+        .await
+        .unwrap();
+
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    assert_eq!(names.asked.load(Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lookups_without_a_deadline_are_not_late() {
+    let names = Names::default();
+    names.say(&[1]);
+    *names.half.lock().unwrap() = secs(60);
+    let peers = Refreshing::new(names.resolver(), "peers.example", made);
+    let peers = peers
+        .every(secs(1))
+        .unwrap()
+        .lookup_deadline(Duration::MAX)
+        .unwrap();
+    let mut peers = task::spawn(peers);
+    assert!(changes(&mut peers).await.is_empty());
+    sleep(secs(120)).await;
+    assert_eq!(changes(&mut peers).await, ["+1"]);
+
+    names.say(&[2]);
+    sleep(secs(1)).await;
+    assert!(changes(&mut peers).await.is_empty());
+    sleep(secs(120)).await;
+    assert_eq!(changes(&mut peers).await, ["-1", "+2"]);
+
+    assert_eq!(*names.deadlines.lock().unwrap(), [Deadline::NEVER; 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lookup_that_panics_has_failed() {
+    let names = Names::default();
+    names.panics.store(true, Relaxed);
+    let mut peers = task::spawn(Refreshing::new(names.resolver(), "peers.example", made));
+    assert!(changes(&mut peers).await.is_empty());
+
+    names.panics.store(false, Relaxed);
+    names.say(&[1]);
+    sleep(secs(1)).await;
+
+    assert_eq!(changes(&mut peers).await, ["+1"]);
+}
+
+// === The line
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Relaxed);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -670,15 +787,20 @@ async fn nobody_who_waits_and_goes_away_is_woken_for() {
         .await
         .unwrap()
         .call(text("x"));
-    let mut call = task::spawn(call);
-    assert_pending!(call.poll());
-    drop(call);
+    let woken = Arc::new(Woken::default());
+    {
+        let mut call = std::pin::pin!(call);
+        let waker = Waker::from(woken.clone());
+        assert_pending!(
+            call.as_mut()
+                .poll(&mut Context::from_waker(&waker))
+        );
+    }
 
     town.house(1)
         .is_down
         .store(false, Relaxed);
     sleep(secs(6)).await;
-
     assert_eq!(
         balanced
             .oneshot(text("y"))
@@ -686,4 +808,208 @@ async fn nobody_who_waits_and_goes_away_is_woken_for() {
             .unwrap(),
         "1"
     );
+
+    assert_eq!(woken.0.load(Relaxed), 0);
+    // Nor is it remembered.
+    assert_eq!(Arc::strong_count(&woken), 1);
+}
+
+/// A peer that is ready as often as it is told to be, and remembers who called.
+#[derive(Clone, Default)]
+struct Gate {
+    inside: Arc<Mutex<Inside>>,
+}
+
+#[derive(Default)]
+struct Inside {
+    open: usize,
+    waiting: Option<Waker>,
+    called: Vec<u32>,
+}
+
+impl Gate {
+    fn open(&self) {
+        let waker = {
+            let mut inside = self.inside.lock().unwrap();
+            inside.open += 1;
+            inside.waiting.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn called(&self) -> Vec<u32> {
+        self.inside
+            .lock()
+            .unwrap()
+            .called
+            .clone()
+    }
+}
+
+impl Service<u32> for Gate {
+    type Response = u32;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<u32, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        let mut inside = self.inside.lock().unwrap();
+        if inside.open == 0 {
+            inside.waiting = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        inside.open -= 1;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, caller: u32) -> Self::Future {
+        self.inside
+            .lock()
+            .unwrap()
+            .called
+            .push(caller);
+        ready(Ok(caller))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_a_peer_come_in_their_order() {
+    let gate = Gate::default();
+    let mut balanced = Balanced::new(gate.clone());
+    let mut calls: Vec<_> = (0..4)
+        .map(|caller| task::spawn(balanced.call(caller)))
+        .collect();
+    for call in &mut calls {
+        assert_pending!(call.poll());
+    }
+
+    gate.open();
+    // Only the first is woken, and nobody else gets in, whoever looks before he does.
+    assert!(calls[0].is_woken());
+    assert!(!calls[1].is_woken() && !calls[2].is_woken());
+    let mut new = task::spawn(balanced.call(9));
+    assert_pending!(new.poll());
+    assert_pending!(calls[2].poll());
+    assert_ready_ok!(calls[0].poll());
+    assert!(calls[1].is_woken());
+    assert_pending!(calls[1].poll());
+
+    // Whoever gives up lets the next one look.
+    let last = calls.pop().unwrap();
+    drop(calls.remove(1));
+    assert!(calls[1].is_woken());
+    gate.open();
+    assert_ready_ok!(calls[1].poll());
+    let mut last = last;
+    gate.open();
+    gate.open();
+    assert_pending!(new.poll());
+    assert_ready_ok!(last.poll());
+    assert!(new.is_woken());
+    assert_ready_ok!(new.poll());
+
+    assert_eq!(gate.called(), [0, 2, 3, 9]);
+}
+
+// === Whatever is inside
+
+#[tokio::test(start_paused = true)]
+async fn a_call_ends_on_time_whatever_it_is_that_is_called() {
+    let inner = service_fn(|_: ()| async {
+        let seen = Deadline::current();
+        pending::<()>().await;
+        Ok::<_, io::Error>(seen)
+    });
+    let balanced = Balanced::new(inner)
+        .call_deadline(secs(3))
+        .unwrap();
+
+    for (budget, limit) in [(Duration::MAX, Some(secs(3))), (secs(1), None)] {
+        let begun = Instant::now();
+        let error = Deadline::within(budget)
+            .scope(balanced.clone().oneshot(()))
+            .await
+            .unwrap_err();
+
+        let took = limit.unwrap_or(secs(1));
+        assert_eq!(begun.elapsed(), took);
+        let spent = find::<Spent>(error.as_ref()).unwrap();
+        assert_eq!(
+            (spent.phase(), spent.spent_in(Phase::Calling), spent.limit()),
+            (Phase::Calling, took, limit)
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_called_finds_the_deadline_of_its_call_wherever_it_looks() {
+    let inner = service_fn(|_: ()| {
+        let called = Deadline::current();
+        async move {
+            sleep(millis(1)).await;
+            Ok::<_, io::Error>([called, Deadline::current()])
+        }
+    });
+    let budget = Deadline::within(secs(1));
+    let (mut balanced, mut call) = (Balanced::new(inner), None);
+    budget
+        .scope(async { call = Some(balanced.call(())) })
+        .await;
+
+    // Outside of it.
+    let call = call.unwrap();
+
+    assert_eq!(call.await.unwrap(), [budget; 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_no_time_left_nobody_is_called() {
+    let balanced = Balanced::new(service_fn(async |_: ()| -> io::Result<()> {
+        panic!("nobody waits for it")
+    }));
+
+    let error = Deadline::within(Duration::ZERO)
+        .scope(balanced.oneshot(()))
+        .await
+        .unwrap_err();
+
+    let spent = find::<Spent>(error.as_ref()).unwrap();
+    assert_eq!(
+        (spent.phase(), spent.after()),
+        (Phase::Waiting, Duration::ZERO)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_counts_once_in_a_budget_that_is_shared_however_often_it_is_made() {
+    let town = Town::default();
+    for number in [1, 2] {
+        town.house(number)
+            .refuses
+            .store(true, Relaxed);
+    }
+    // Each call pays for one attempt more.
+    let budget = RetryBudget::new(100, 0).unwrap();
+    let settings = Settings::default().retries(budget.clone());
+    let make = MakeClient::with_settings(settings, town.connector()).unwrap();
+    let endpoints = Endpoints::new([1, 2], |number| make.make(*number)).unwrap();
+    let balanced = Balanced::over(endpoints)
+        .retries(budget)
+        .attempts(50)
+        .unwrap();
+
+    assert!(
+        balanced
+            .oneshot(text("x"))
+            .await
+            .is_err()
+    );
+
+    let refusals = |number| {
+        town.house(number)
+            .refusals
+            .load(Relaxed)
+    };
+    assert_eq!(refusals(1) + refusals(2), 2);
 }

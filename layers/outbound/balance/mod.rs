@@ -42,6 +42,11 @@
 //! Peers: as many as are given, or [so many](Refreshing::most) of a lookup. Calls: what the clients have places for, and
 //! the callers' own futures, which wait for at most [so long](Balanced::call_deadline).
 //!
+//! # Order
+//!
+//! Those who wait for a peer are served in the order in which they came. So the first of them must be polled once it is
+//! woken: a future that is first, and is kept without being polled, holds up those behind it until their deadlines.
+//!
 //! # Readiness
 //!
 //! Always ready: the wait for a peer is part of the call, within its deadline.
@@ -49,24 +54,21 @@
 //! # Errors
 //!
 //! Those of the clients ([`CallError`](crate::client::CallError)), or [`Spent`](crate::budget::Spent) if no peer was
-//! there in time.
+//! there in time, or the one that was did not see to it that its call ended.
 
+mod call;
 mod endpoints;
+mod line;
 mod refreshing;
 mod resting;
 
 use std::{
     fmt,
-    marker::PhantomData,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Wake, Waker, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use pin_project_lite::pin_project;
-use slab::Slab;
-use tokio::time::Instant;
 use tower::{
     balance::p2c::Balance,
     discover::Discover,
@@ -74,22 +76,22 @@ use tower::{
 };
 use tower_service::Service;
 
+use self::line::Line;
 pub use self::{
+    call::BalancedFuture,
     endpoints::Endpoints,
     refreshing::Refreshing,
     resting::{Rested, Resting, RestingFuture},
 };
 use crate::{
     base::{
-        error::{BoxError, ConfigError, find},
-        time::{KeepsTime, Timer, now},
+        error::{BoxError, ConfigError},
+        time::KeepsTime,
     },
-    conn::{Ambient, Deadline},
-    outbound::{
-        budget::{Phase, Spent},
-        client::{CallError, RetryBudget},
-    },
+    outbound::client::RetryBudget,
 };
+#[cfg(doc)]
+use crate::{conn::Deadline, outbound::client::CallError};
 
 /// tower's balancing by peak-EWMA load, over the peers of `discover`.
 ///
@@ -120,26 +122,9 @@ pub struct Balanced<B> {
 
 struct Shared<B> {
     balance: Mutex<B>,
-    waiting: Arc<Waiting>,
+    /// Those who wait for a peer.
+    line: Arc<Line>,
     keeps_time: KeepsTime,
-}
-
-/// Those who wait for a peer: a change wakes them all, since the balance knows only the last who asked.
-#[derive(Default)]
-struct Waiting {
-    wakers: Mutex<Slab<Waker>>,
-}
-
-impl Wake for Waiting {
-    fn wake(self: Arc<Self>) {
-        let wakers: Vec<_> = lock(&self.wakers)
-            .iter()
-            .map(|(_, waker)| waker.clone())
-            .collect();
-        for waker in wakers {
-            waker.wake();
-        }
-    }
 }
 
 impl<D, Q> Balanced<Balance<PeakEwmaDiscover<Rested<D>>, Q>>
@@ -166,7 +151,7 @@ impl<B> Balanced<B> {
         Self {
             shared: Arc::new(Shared {
                 balance: Mutex::new(balance),
-                waiting: Arc::default(),
+                line: Arc::default(),
                 keeps_time: KeepsTime::default(),
             }),
             limit: CALL,
@@ -176,7 +161,8 @@ impl<B> Balanced<B> {
     }
 
     /// A call must be answered this long after it was made, the wait for a peer and all attempts included, or by the
-    /// [current](Deadline::current) deadline if that is earlier. [`Duration::MAX`] is no limit. Default: 30 s.
+    /// [current](Deadline::current) deadline if that is earlier; else it is dropped, whatever it is doing.
+    /// [`Duration::MAX`] is no limit. Default: 30 s.
     ///
     /// # Errors
     ///
@@ -251,170 +237,7 @@ where
     }
 
     fn call(&mut self, call: Q) -> Self::Future {
-        let begun = now();
-        self.budget.deposit(begun);
-        let (own, budget) = (Deadline::after(begun, self.limit), Deadline::current());
-        BalancedFuture {
-            stage: Stage::Waiting { since: begun },
-            call,
-            shared: Arc::clone(&self.shared),
-            seat: Seat {
-                waiting: Arc::clone(&self.shared.waiting),
-                at: None,
-            },
-            deadline: own.min(budget),
-            limit: (own < budget).then_some(self.limit),
-            begun,
-            calling: Duration::ZERO,
-            left: self.attempts,
-            budget: self.budget.clone(),
-            timer: Timer::default(),
-            request: PhantomData,
-        }
-    }
-}
-
-pin_project! {
-    /// The future of [`Balanced`].
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping it gives the call up, wherever it is.
-    #[must_use = "futures do nothing unless polled"]
-    pub struct BalancedFuture<B, F, Q> {
-        #[pin]
-        stage: Stage<F>,
-        call: Q,
-        shared: Arc<Shared<B>>,
-        seat: Seat,
-        deadline: Deadline,
-        limit: Option<Duration>,
-        begun: Instant,
-        // In all attempts so far.
-        calling: Duration,
-        left: u32,
-        budget: RetryBudget,
-        #[pin]
-        timer: Timer,
-        request: PhantomData<fn(Q)>,
-    }
-}
-
-pin_project! {
-    #[project = StageProj]
-    enum Stage<F> {
-        Waiting { since: Instant },
-        Calling { #[pin] future: F, since: Instant },
-    }
-}
-
-/// A place among those who wait for a peer, if there is one.
-struct Seat {
-    waiting: Arc<Waiting>,
-    at: Option<usize>,
-}
-
-impl Seat {
-    fn take(&mut self, waker: &Waker) {
-        let mut wakers = lock(&self.waiting.wakers);
-        match self.at {
-            Some(at) => wakers[at].clone_from(waker),
-            None => self.at = Some(wakers.insert(waker.clone())),
-        }
-    }
-
-    fn leave(&mut self) {
-        if let Some(at) = self.at.take() {
-            lock(&self.waiting.wakers).remove(at);
-        }
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.leave();
-    }
-}
-
-impl<B, Q> Future for BalancedFuture<B, B::Future, Q>
-where
-    B: Service<Q>,
-    B::Error: Into<BoxError>,
-    Q: Clone,
-{
-    type Output = Result<B::Response, BoxError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        loop {
-            let mut this = self.as_mut().project();
-            match this.stage.as_mut().project() {
-                StageProj::Waiting { .. } => {
-                    let entered = Ambient::enter();
-                    entered.set(Ambient::At(*this.deadline));
-                    // Before the look, so that no change is missed.
-                    this.seat.take(cx.waker());
-                    let waker = Waker::from(Arc::clone(&this.shared.waiting));
-                    let mut balance = lock(&this.shared.balance);
-                    match balance.poll_ready(&mut Context::from_waker(&waker)) {
-                        Poll::Ready(Ok(())) => {
-                            let future = balance.call(this.call.clone());
-                            drop(balance);
-                            *this.left -= 1;
-                            this.seat.leave();
-                            let since = now();
-                            this.stage
-                                .set(Stage::Calling { future, since });
-                        }
-                        Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
-                        Poll::Pending => {
-                            drop((balance, entered));
-                            let spent = ready!(self.as_mut().poll_late(cx));
-                            return Poll::Ready(Err(spent.into()));
-                        }
-                    }
-                }
-                StageProj::Calling { future, since } => {
-                    // Its own deadline is no later than this one.
-                    let error = match ready!(future.poll(cx)) {
-                        Ok(response) => return Poll::Ready(Ok(response)),
-                        Err(error) => error.into(),
-                    };
-                    let may =
-                        find::<CallError>(error.as_ref()).is_some_and(CallError::is_retryable);
-                    let now = now();
-                    if !may || *this.left == 0 || !this.budget.withdraw(now) {
-                        return Poll::Ready(Err(error));
-                    }
-                    *this.calling += now.saturating_duration_since(*since);
-                    this.stage
-                        .set(Stage::Waiting { since: now });
-                }
-            }
-        }
-    }
-}
-
-impl<B, F, Q> BalancedFuture<B, F, Q> {
-    fn poll_late(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Spent> {
-        let mut this = self.project();
-        let Some(by) = this.deadline.instant() else {
-            return Poll::Pending;
-        };
-        this.timer.as_mut().arm(by);
-        ready!(this.timer.poll(cx));
-        this.seat.leave();
-        let whole = now().saturating_duration_since(*this.begun);
-        let waiting = whole.saturating_sub(*this.calling);
-        let times = [waiting, Duration::ZERO, *this.calling];
-        Poll::Ready(Spent::new(Phase::Waiting, times, *this.limit))
-    }
-}
-
-impl<B, F, Q> fmt::Debug for BalancedFuture<B, F, Q> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BalancedFuture")
-            .field("deadline", &self.deadline)
-            .finish_non_exhaustive()
+        BalancedFuture::begin(self, call)
     }
 }
 

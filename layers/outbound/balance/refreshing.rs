@@ -9,6 +9,7 @@ use std::{
 
 use futures_util::Stream;
 use metrics::{Counter, Gauge, Label, counter, gauge};
+use tokio::task::JoinHandle;
 use tower::discover::Change;
 use tower_service::Service;
 
@@ -17,7 +18,8 @@ use crate::{
         error::{BoxError, ConfigError},
         time::{Timer, later, now},
     },
-    conn::Deadline,
+    conn::{Ambient, Deadline},
+    outbound::budget,
 };
 
 /// Peers by a name that is looked up again and again, in DNS or anywhere: a [`Discover`](tower::discover::Discover).
@@ -29,18 +31,21 @@ use crate::{
 ///
 /// What a resolver of host names answers has no port as a rule: `make` adds it.
 ///
-/// Lookups are made while somebody waits for a peer or calls one, not by a task: a service that is not called looks
-/// nothing up.
-pub struct Refreshing<R, N, K, M>
-where
-    R: Service<N>,
-{
+/// A lookup is begun by the call that finds it due, if there are peers without waiting for it: a service that is not
+/// called looks nothing up. Once begun it is a task of its own, with its own [deadline](Self::lookup_deadline) as the
+/// [current](Deadline::current) one: whoever happened to begin it may give up, and his deadline is none of the lookup's.
+/// One that panics has failed. With the stream the lookup is dropped.
+///
+/// # Panics
+///
+/// When it is polled outside a runtime that keeps time.
+pub struct Refreshing<R, N, K, M> {
     resolver: R,
     name: N,
     make: M,
     known: BTreeSet<K>,
     changes: VecDeque<Step<K>>,
-    state: State<R::Future>,
+    state: State<K>,
     timer: Pin<Box<Timer>>,
     failures: u32,
     every: Duration,
@@ -54,12 +59,23 @@ enum Step<K> {
     Remove(K),
 }
 
-enum State<F> {
+enum State<K> {
     /// Waits for the time of the next lookup, if the timer is set.
     Resting,
     /// Waits for the resolver to be ready.
     Asking,
-    Looking(Pin<Box<F>>),
+    Looking(Lookup<K>),
+}
+
+/// A lookup that is under way; it is dropped with this.
+struct Lookup<K> {
+    task: JoinHandle<Result<BTreeSet<K>, BoxError>>,
+}
+
+impl<K> Drop for Lookup<K> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 struct Metrics {
@@ -70,10 +86,7 @@ struct Metrics {
     counted: f64,
 }
 
-impl<R, N, K, M> Refreshing<R, N, K, M>
-where
-    R: Service<N>,
-{
+impl<R, N, K, M> Refreshing<R, N, K, M> {
     /// Looks `name` up with `resolver`, every 30 s, and makes a service of each key with `make`.
     pub fn new(resolver: R, name: N, make: M) -> Self {
         Self {
@@ -106,7 +119,7 @@ where
         Ok(self)
     }
 
-    /// A lookup may take this long. Default: 5 s.
+    /// A lookup may take this long. [`Duration::MAX`] is no limit. Default: 5 s.
     ///
     /// # Errors
     ///
@@ -140,15 +153,15 @@ where
     }
 }
 
-impl<R, N, K, M> Unpin for Refreshing<R, N, K, M> where R: Service<N> {}
+impl<R, N, K, M> Unpin for Refreshing<R, N, K, M> {}
 
 impl<R, N, K, M, S, E> Stream for Refreshing<R, N, K, M>
 where
-    R: Service<N>,
+    R: Service<N, Future: Send + 'static>,
     R::Response: IntoIterator<Item = K>,
     R::Error: Into<BoxError>,
     N: Clone,
-    K: Ord + Clone + fmt::Debug,
+    K: Ord + Clone + fmt::Debug + Send + 'static,
     M: FnMut(&K) -> Result<S, E>,
     E: Into<BoxError>,
 {
@@ -177,38 +190,57 @@ where
                     ready!(this.timer.as_mut().poll(cx));
                     this.state = State::Asking;
                 }
-                State::Asking => match ready!(this.resolver.poll_ready(cx)) {
-                    Ok(()) => {
-                        let deadline = Deadline::within(this.limit);
-                        let looking = this.resolver.call(this.name.clone());
-                        this.state = State::Looking(Box::pin(looking));
-                        if let Some(by) = deadline.instant() {
-                            this.timer.as_mut().arm(by);
-                        }
-                    }
+                State::Asking => match ready!(this.poll_ask(cx)) {
+                    Ok(lookup) => this.state = State::Looking(lookup),
                     Err(error) => this.failed(error),
                 },
-                State::Looking(looking) => match looking.as_mut().poll(cx) {
-                    Poll::Ready(Ok(keys)) => this.found(keys),
-                    Poll::Ready(Err(error)) => this.failed(error),
-                    Poll::Pending => {
-                        ready!(this.timer.as_mut().poll(cx));
-                        let limit = this.limit;
-                        this.failed(format!("lookup not done within {limit:?}"));
-                    }
+                State::Looking(lookup) => match ready!(Pin::new(&mut lookup.task).poll(cx)) {
+                    Ok(Ok(found)) => this.found(found),
+                    Ok(Err(error)) => this.failed(error),
+                    Err(error) => this.failed(error),
                 },
             }
         }
     }
 }
 
+impl<R, N, K, M> Refreshing<R, N, K, M> {
+    /// Begins a lookup once the resolver is ready for one.
+    fn poll_ask(&mut self, cx: &mut Context<'_>) -> Poll<Result<Lookup<K>, BoxError>>
+    where
+        R: Service<N, Future: Send + 'static>,
+        R::Response: IntoIterator<Item = K>,
+        R::Error: Into<BoxError>,
+        N: Clone,
+        K: Ord + Send + 'static,
+    {
+        let entered = Ambient::enter();
+        entered.set(Ambient::Outside);
+        if let Err(error) = ready!(self.resolver.poll_ready(cx)) {
+            return Poll::Ready(Err(error.into()));
+        }
+        let limit = self.limit;
+        let deadline = Deadline::within(limit);
+        entered.set(Ambient::At(deadline));
+        let looking = self.resolver.call(self.name.clone());
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it ends with the lookup's deadline, or with who has its handle"
+        )]
+        let task = tokio::spawn(async move {
+            let keys = budget::within(limit, looking).await?;
+            let keys = keys.map_err(Into::into)?;
+            Ok(keys.into_iter().collect())
+        });
+        Poll::Ready(Ok(Lookup { task }))
+    }
+}
+
 impl<R, N, K, M> Refreshing<R, N, K, M>
 where
-    R: Service<N>,
     K: Ord + Clone,
 {
-    fn found(&mut self, keys: impl IntoIterator<Item = K>) {
-        let mut found: BTreeSet<_> = keys.into_iter().collect();
+    fn found(&mut self, mut found: BTreeSet<K>) {
         while found.len() > self.most {
             found.pop_last();
         }
@@ -252,7 +284,6 @@ where
 
 impl<R, N, K, M> fmt::Debug for Refreshing<R, N, K, M>
 where
-    R: Service<N>,
     N: fmt::Debug,
     K: fmt::Debug,
 {

@@ -100,6 +100,7 @@
 //! last call is over.
 
 mod call;
+mod counted;
 mod driver;
 mod error;
 mod exchange;

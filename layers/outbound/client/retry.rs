@@ -6,14 +6,19 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::base::{error::ConfigError, time::now};
+use crate::{
+    base::{error::ConfigError, time::now},
+    outbound::client::counted::Counted,
+};
 
 /// How many calls may be made a second time, so that retries never make much of a load of their own.
 ///
 /// Each call adds a share of a retry, each retry takes a whole one, and both are forgotten after 10 s; a floor lets
 /// retries through where there are few calls. As Finagle and Envoy have it: 20 %, and never less than 10 a second.
 ///
-/// Clones share the budget, so that several clients, or a client and what is around it, can have one between them.
+/// Clones share the budget, so that several clients, or a client and what is around it, can have one between them. A call
+/// that is balanced over clients counts once, however many of them it is taken to; unless there is a task in between, as
+/// in tower's `Buffer`, which hides that from them.
 #[derive(Clone)]
 pub struct RetryBudget {
     share: i64,
@@ -60,15 +65,30 @@ impl RetryBudget {
         }
     }
 
-    /// Counts a call.
+    /// Counts a call, unless whoever is around has [counted](Self::counted) it.
     pub(crate) fn deposit(&self, now: Instant) {
-        if self.share > 0 {
+        if self.share > 0 && !Counted::is_in(self.address()) {
             let mut window = self
                 .window
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
             *window.at(now) += self.share;
         }
+    }
+
+    /// While the guard lives, what is called on this thread is part of a call that has been counted in this budget; if it
+    /// is not `new`, but made once more, then in every other as well.
+    #[cfg_attr(
+        not(feature = "balance"),
+        expect(dead_code, reason = "only a balance is around clients")
+    )]
+    pub(crate) fn counted(&self, new: bool) -> Counted {
+        Counted::mark(new.then(|| self.address()))
+    }
+
+    /// What tells it apart from others, and not from its clones.
+    fn address(&self) -> usize {
+        Arc::as_ptr(&self.window) as usize
     }
 
     /// Takes a retry, if there is one left.
