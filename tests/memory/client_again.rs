@@ -16,13 +16,14 @@ use tokio::{
     sync::mpsc,
     time::sleep,
 };
-use tower::service_fn;
+use tower::{Layer, Service, service_fn};
 use tower_net::{
     Conn,
     budget::Phase,
-    client::{CallError, Client, RetryBudget, Settings},
+    client::{CallError, Client, RetryBudget, Serial, Settings},
     frame::{RpcCode, RpcFailure, RpcFrame},
     io::Io,
+    pool::{PoolLayer, Pooling},
 };
 
 use crate::{
@@ -261,16 +262,22 @@ impl AsyncWrite for Fickle {
     }
 }
 
-/// A client over such streams that has served once, and the peer.
-async fn fickle(
+/// Opens such streams, of which the first can be told to fail; and their peers.
+fn fickle_streams(
     is_plain: bool,
 ) -> (
-    Client,
-    Peer,
+    impl Service<
+        (),
+        Response = Conn<Fickle>,
+        Error = io::Error,
+        Future = std::future::Ready<io::Result<Conn<Fickle>>>,
+    > + Clone
+    + Send
+    + 'static,
     mpsc::UnboundedReceiver<DuplexStream>,
     Arc<AtomicBool>,
 ) {
-    let (arriving, mut peers) = mpsc::unbounded_channel();
+    let (arriving, peers) = mpsc::unbounded_channel();
     let fails = Arc::new(AtomicBool::new(false));
     // Those after it do not fail.
     let first = Arc::new(Mutex::new(Some(fails.clone())));
@@ -285,6 +292,19 @@ async fn fickle(
         };
         std::future::ready(Ok::<_, io::Error>(Conn::new(io, ())))
     });
+    (connector, peers, fails)
+}
+
+/// A client over such streams that has served once, and the peer.
+async fn fickle(
+    is_plain: bool,
+) -> (
+    Client,
+    Peer,
+    mpsc::UnboundedReceiver<DuplexStream>,
+    Arc<AtomicBool>,
+) {
+    let (connector, mut peers, fails) = fickle_streams(is_plain);
     let client = Client::new(connector, ());
     let call = tokio::spawn(client.send(text("before")));
     let mut peer = Peer::new(peers.recv().await.unwrap());
@@ -320,6 +340,32 @@ async fn of_what_a_socket_refuses_nothing_was_sent() {
     let mut peer = Peer::new(peers.recv().await.unwrap());
     assert_eq!(peer.echo().await.text, "x");
     assert_eq!(call.await.unwrap().unwrap(), "x");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_hides_nothing_of_that() {
+    for is_plain in [true, false] {
+        let (connector, mut peers, fails) = fickle_streams(is_plain);
+        let pool = PoolLayer::new("fickle", Pooling::default())
+            .unwrap()
+            .layer(connector);
+        let serial = Serial::new(pool, ());
+        let call = tokio::spawn(serial.send(text("before")));
+        let mut peer = Peer::new(peers.recv().await.unwrap());
+        peer.echo().await;
+        call.await.unwrap().unwrap();
+        fails.store(true, Relaxed);
+
+        let call = tokio::spawn(serial.send(text("x")));
+        if is_plain {
+            let mut next = Peer::new(peers.recv().await.unwrap());
+            assert_eq!(next.echo().await.text, "x");
+        }
+
+        let outcome = call.await.unwrap();
+        assert_eq!(outcome.is_ok(), is_plain);
+        assert!(outcome.map_or_else(|error| !error.never_started(), |reply| reply == "x"));
+    }
 }
 
 // === Refused

@@ -127,7 +127,7 @@ impl<I: Io> Lease for Conn<PooledIo<I>> {
     }
 
     fn is_plain(&self) -> bool {
-        self.takes_pipes()
+        self.io().is_plain()
     }
 
     fn give_back(self) {

@@ -33,6 +33,11 @@ impl<I: Io> PooledIo<I> {
         Pin::new(&mut self.held.io)
     }
 
+    /// Whether it writes straight to a socket. It takes no pipes itself, since it has to see what fails.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.held.io.takes_pipes()
+    }
+
     fn saw<T>(&mut self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(_)) = &result {
             self.held.record.is_broken = true;
