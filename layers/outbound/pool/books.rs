@@ -37,6 +37,8 @@ pub(super) trait Member {
     fn round(&self) -> u64;
     /// When it has lived long enough.
     fn retires(&self) -> Option<Instant>;
+    /// Whether it has, as it was told.
+    fn is_old(&self) -> bool;
 }
 
 /// The bounds of everything.

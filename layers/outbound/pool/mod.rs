@@ -95,9 +95,9 @@
 //!
 //! A get of an idle connection takes one short lock, allocates nothing, moves a pointer however large the stream is,
 //! and asks the kernel for the one socket that it gives out. Giving back takes the lock once more. Neither reads the
-//! clock, unless the get before had to wait or there is a [maximum lifetime](Pooling::max_lifetime): since when a
-//! connection has been idle is for the pool's own task to say, which closes it late by a sixty-fourth of the time at the
-//! most, and by as much as its runtime is late. A get that waits reads the clock once or twice, clones no connector and
+//! clock, unless the get before had to wait: how old a connection is and since when it has been idle is for the pool's
+//! own task to say, which closes it late by a sixty-fourth of the time that it may be idle at the most, and by as much as
+//! its runtime is late. A get that waits reads the clock once or twice, clones no connector and
 //! allocates nothing, unless it dials or keeps its own time.
 //!
 //! # With and without
@@ -137,6 +137,7 @@
 //! With the last clone and handle all idle connections are closed. Those in use go on, and are closed when they are
 //! given back.
 
+mod ages;
 mod books;
 mod dial;
 mod error;
@@ -278,7 +279,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::{convert::Infallible, future::ready};
+    use std::{convert::Infallible, future::ready, time::Duration};
 
     use tokio::{
         io::{DuplexStream, duplex},
@@ -308,7 +309,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_get_of_an_idle_connection_and_giving_it_back_read_no_clock() {
-        let mut pool = pool(Pooling::default());
+        let mut pool = pool(Pooling::default().max_lifetime(Duration::from_secs(3600)));
         pool.call(1).await.unwrap().reuse();
         yield_now().await;
 

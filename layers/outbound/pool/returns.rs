@@ -27,7 +27,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         let over = self.is_over(at);
         let target = &mut self.targets[at];
         let is_alone = self.lines.len() <= usize::from(target.line.is_some());
-        let lasts = member.round() == self.round && member.retires().is_none();
+        let lasts = member.round() == self.round && !member.is_old();
         if over || !lasts || !is_alone || self.closed {
             return Kept::Not(member);
         }
@@ -36,6 +36,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
                 return Kept::Not(member);
             }
             self.next += 1;
+            let retires = member.retires();
             target.idle.push_back(Idle {
                 order: self.next,
                 since: None,
@@ -47,6 +48,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
                 self.is_stamping = true;
                 self.after.rouse = true;
             }
+            self.arm(retires);
             return Kept::Idle;
         };
         let waiter = &mut self.waiters[*key];
@@ -81,10 +83,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             Gone::Closed
         } else if member.round() != self.round {
             Gone::Renewed
-        } else if member
-            .retires()
-            .is_some_and(|retires| retires <= now())
-        {
+        } else if member.is_old() {
             Gone::Age
         } else if over {
             Gone::Surplus

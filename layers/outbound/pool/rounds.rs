@@ -310,6 +310,10 @@ mod tests {
         fn retires(&self) -> Option<Instant> {
             None
         }
+
+        fn is_old(&self) -> bool {
+            false
+        }
     }
 
     type All = Books<usize, Silent, (), ()>;

@@ -9,6 +9,7 @@ use std::{
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
 use super::{
+    ages::Ages,
     books::{After, Books, Counts, Member, Ticket},
     dial::{Dial, Place},
     fates::{Gone, Refusal},
@@ -46,6 +47,7 @@ pub(super) struct Shared<K, I: Io> {
     pub(super) runtime: Handle,
     pub(super) calls: Arc<Calls>,
     pub(super) keeper: OnceLock<AbortHandle>,
+    pub(super) ages: Ages,
     /// Somebody came from a runtime that keeps no time.
     pub(super) no_timer: AtomicBool,
     pub(super) me: Weak<Self>,
@@ -64,6 +66,7 @@ where
             runtime,
             calls: Arc::default(),
             keeper: OnceLock::new(),
+            ages: Ages::default(),
             no_timer: AtomicBool::new(false),
             me: me.clone(),
         })
@@ -96,13 +99,25 @@ where
         }
     }
 
+    /// Closes a connection. Its place is not free yet.
+    fn close(&self, pooled: Pooled<I>, gone: Gone) {
+        self.forget(&pooled.held.record, gone);
+        close(pooled, gone);
+    }
+
+    fn forget(&self, record: &Record<I>, gone: Gone) {
+        self.metrics.closed(gone);
+        if let Some(end) = record.retires {
+            self.ages.leave(end, record.number);
+        }
+    }
+
     #[cold]
     #[inline(never)]
     fn drop_closed(&self, closed: Vec<(Pooled<I>, Gone, Option<usize>)>) {
         let mut places = Vec::new();
         for (pooled, gone, place) in closed {
-            self.metrics.closed(gone);
-            close(pooled, gone);
+            self.close(pooled, gone);
             places.extend(place);
         }
         if !places.is_empty() {
@@ -149,6 +164,11 @@ where
             acquired: Acquired::NEVER,
             is_broken: false,
         };
+        if let Some(end) = record.retires {
+            if self.ages.enter(end, &record.watch) {
+                self.calls.signal.notify_one();
+            }
+        }
         let (io, info) = conn.into_parts();
         let held = Box::new(Held { io, record });
         Pooled { held, info }
@@ -223,6 +243,7 @@ where
         }
         let now = now();
         let (warming, next) = self.with(|books| books.tend(now));
+        let retires = self.ages.tell(now);
         for Warming {
             target,
             dial,
@@ -231,7 +252,15 @@ where
         {
             self.begin(target, dial, None, |place| recipe(place));
         }
-        if are_more { Next::Soon } else { next }
+        match next {
+            Next::At(due) if !are_more => Next::At(
+                [due, retires]
+                    .into_iter()
+                    .flatten()
+                    .min(),
+            ),
+            _ => Next::Soon,
+        }
     }
 
     /// Closes the pool for good.
@@ -251,14 +280,13 @@ where
 
     fn let_go(&self, pooled: Pooled<I>, gone: Gone) {
         let target = pooled.target();
-        self.metrics.closed(gone);
-        close(pooled, gone);
+        self.close(pooled, gone);
         self.with(|books| books.free(target, now()));
     }
 
-    fn lost(&self, target: usize, gone: Gone) {
-        self.metrics.closed(gone);
-        self.with(|books| books.free(target, now()));
+    fn lost(&self, record: &Record<I>, gone: Gone) {
+        self.forget(record, gone);
+        self.with(|books| books.free(record.target, now()));
     }
 
     fn dialled(&self, dial: Dial, conn: Conn<I>) {

@@ -198,7 +198,7 @@ pub(super) trait Home<I>: Send + Sync {
     fn take_back(&self, pooled: Pooled<I>) -> bool;
     fn let_go(&self, pooled: Pooled<I>, gone: Gone);
     /// The stream has been closed already.
-    fn lost(&self, target: usize, gone: Gone);
+    fn lost(&self, record: &Record<I>, gone: Gone);
     fn dialled(&self, dial: Dial, conn: Conn<I>);
     fn dial_failed(&self, dial: Dial, error: BoxError);
     fn dial_gone(&self, dial: Dial);
@@ -238,7 +238,7 @@ impl<I> Drop for Record<I> {
             } else {
                 Gone::Dropped
             };
-            home.lost(self.target, gone);
+            home.lost(self, gone);
         }
     }
 }
@@ -272,5 +272,9 @@ impl<I> Member for Pooled<I> {
 
     fn retires(&self) -> Option<Instant> {
         self.held.record.retires
+    }
+
+    fn is_old(&self) -> bool {
+        self.held.record.watch.is_old()
     }
 }

@@ -95,6 +95,8 @@ pub(super) struct Watch {
     calls: Arc<Calls>,
     state: AtomicU8,
     is_called: AtomicBool,
+    /// Its connection has lived long enough.
+    is_old: AtomicBool,
 }
 
 /// The pool has read, and nothing has happened since.
@@ -114,6 +116,7 @@ impl Watch {
             calls: Arc::clone(calls),
             state: AtomicU8::new(QUIET),
             is_called: AtomicBool::new(false),
+            is_old: AtomicBool::new(false),
         })
     }
 
@@ -137,6 +140,15 @@ impl Watch {
     /// now.
     pub(super) fn has_stirred(&self) -> bool {
         self.state.load(Ordering::Acquire) == STIRRED
+    }
+
+    pub(super) fn retire(&self) {
+        self.is_old
+            .store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_old(&self) -> bool {
+        self.is_old.load(Ordering::Acquire)
     }
 
     pub(super) fn call(self: &Arc<Self>) {

@@ -77,6 +77,10 @@ impl Member for Thing {
     fn retires(&self) -> Option<Instant> {
         None
     }
+
+    fn is_old(&self) -> bool {
+        false
+    }
 }
 
 thread_local! {

@@ -299,7 +299,8 @@ fn push(stack: &Mutex<Vec<Conn<Silent>>>, conn: Conn<Silent>) {
 }
 
 fn layer() -> PoolLayer<SocketAddr> {
-    let pooling = Pooling::default().max_open(PLACES);
+    let hour = Duration::from_secs(3600);
+    let pooling = Pooling::default().max_open(PLACES).max_lifetime(hour);
     PoolLayer::new("bench", pooling).expect("good settings")
 }
 
