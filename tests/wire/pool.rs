@@ -313,23 +313,23 @@ async fn dials_that_hang_do_not_keep_others_from_their_server() {
 #[cfg(feature = "tls")]
 mod tls {
     use super::*;
-    use tokio_rustls::client::TlsStream;
-    use tower_net::{Server, io::OpaqueIo, tls::TlsAcceptLayer};
+    use tower::{ServiceExt, service_fn};
+    use tower_net::{
+        Server,
+        io::OpaqueIo,
+        tls::{TlsAcceptLayer, TlsClientIo, TlsConnectLayer, rustls::pki_types::ServerName},
+    };
 
     use crate::support::pki::{Authority, connect};
 
-    type Encrypted = OpaqueIo<TlsStream<TcpStream>>;
+    /// With the socket in sight, as it is in earnest.
+    type Encrypted = TlsClientIo<TcpStream>;
 
-    fn connector(authority: &Arc<Authority>) -> Connector<Encrypted> {
-        let authority = Arc::clone(authority);
-        BoxCloneService::new(tower::service_fn(move |to: SocketAddr| {
-            let authority = Arc::clone(&authority);
-            async move {
-                let stream = TcpStream::connect(to).await?;
-                let stream = connect(authority.trusting(), "a.test", stream).await?;
-                Ok(Conn::new(OpaqueIo::new(stream), to))
-            }
-        }))
+    fn connector(authority: &Authority) -> Connector<Encrypted> {
+        let name = ServerName::try_from("a.test").unwrap();
+        let tcp = service_fn(async |to: SocketAddr| Conn::try_from(TcpStream::connect(to).await?));
+        let connector = TlsConnectLayer::to(authority.trusting(), name).layer(tcp);
+        BoxCloneService::new(connector.map_err(Into::into))
     }
 
     /// Echoes over TLS; ends each connection after so many replies.
@@ -407,7 +407,16 @@ mod tls {
         let authority = Arc::new(Authority::new("town hall"));
         let listener = Listening::bind("127.0.0.1:0").unwrap();
         let pooling = Pooling::default().dial_within(Duration::from_millis(300));
-        let mut pool = pool(pooling, connector(&authority));
+        // It knows of no deadline, unlike the one above.
+        let connector = service_fn(move |to: SocketAddr| {
+            let authority = Arc::clone(&authority);
+            async move {
+                let stream = TcpStream::connect(to).await?;
+                let stream = connect(authority.trusting(), "a.test", stream).await?;
+                Ok(Conn::new(OpaqueIo::new(stream), to))
+            }
+        });
+        let mut pool = pool(pooling, BoxCloneService::new(connector));
 
         let error = soon(pool.call(listener.local_addr().unwrap()))
             .await
