@@ -8,13 +8,14 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex},
     sync::mpsc,
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tower::{Layer, Service, service_fn};
 use tower_net::{
@@ -262,26 +263,18 @@ impl AsyncWrite for Fickle {
     }
 }
 
-/// Opens such streams, of which the first can be told to fail; and their peers.
+type Opened = std::future::Ready<io::Result<Conn<Fickle>>>;
+
+/// Opens such streams, whose peers arrive; the first does what it is told by `fails`.
 fn fickle_streams(
     is_plain: bool,
-) -> (
-    impl Service<
-        (),
-        Response = Conn<Fickle>,
-        Error = io::Error,
-        Future = std::future::Ready<io::Result<Conn<Fickle>>>,
-    > + Clone
-    + Send
-    + 'static,
-    mpsc::UnboundedReceiver<DuplexStream>,
-    Arc<AtomicBool>,
-) {
-    let (arriving, peers) = mpsc::unbounded_channel();
-    let fails = Arc::new(AtomicBool::new(false));
+    fails: Arc<AtomicBool>,
+    arriving: mpsc::UnboundedSender<DuplexStream>,
+) -> impl Service<(), Response = Conn<Fickle>, Error = io::Error, Future = Opened> + Clone + Send + 'static
+{
     // Those after it do not fail.
-    let first = Arc::new(Mutex::new(Some(fails.clone())));
-    let connector = service_fn(move |()| {
+    let first = Arc::new(Mutex::new(Some(fails)));
+    service_fn(move |()| {
         let (io, far) = duplex(1 << 16);
         arriving.send(far).unwrap();
         let first = first.lock().unwrap().take();
@@ -291,8 +284,7 @@ fn fickle_streams(
             fails: first.unwrap_or_default(),
         };
         std::future::ready(Ok::<_, io::Error>(Conn::new(io, ())))
-    });
-    (connector, peers, fails)
+    })
 }
 
 /// A client over such streams that has served once, and the peer.
@@ -304,8 +296,9 @@ async fn fickle(
     mpsc::UnboundedReceiver<DuplexStream>,
     Arc<AtomicBool>,
 ) {
-    let (connector, mut peers, fails) = fickle_streams(is_plain);
-    let client = Client::new(connector, ());
+    let (arriving, mut peers) = mpsc::unbounded_channel();
+    let fails = Arc::new(AtomicBool::new(false));
+    let client = Client::new(fickle_streams(is_plain, fails.clone(), arriving), ());
     let call = tokio::spawn(client.send(text("before")));
     let mut peer = Peer::new(peers.recv().await.unwrap());
     peer.echo().await;
@@ -343,12 +336,40 @@ async fn of_what_a_socket_refuses_nothing_was_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_socket_refuses_does_not_wait_for_what_may_still_be_answered() {
+    for is_idle in [true, false] {
+        let (client, mut peer, mut peers, fails) = fickle(true).await;
+        let before = match is_idle {
+            true => None,
+            false => {
+                let call = sent(&client, "first").await;
+                Some((call, peer.asked().await))
+            }
+        };
+        fails.store(true, Relaxed);
+        let begun = Instant::now();
+
+        let call = tokio::spawn(client.send(text("x")));
+
+        let mut next = Peer::new(peers.recv().await.unwrap());
+        assert_eq!(next.echo().await.text, "x");
+        assert_eq!(call.await.unwrap().unwrap(), "x");
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        if let Some((call, asked)) = before {
+            peer.reply(asked.id, "done").await;
+            assert_eq!(call.await.unwrap().unwrap(), "done");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pool_hides_nothing_of_that() {
     for is_plain in [true, false] {
-        let (connector, mut peers, fails) = fickle_streams(is_plain);
+        let (arriving, mut peers) = mpsc::unbounded_channel();
+        let fails = Arc::new(AtomicBool::new(false));
         let pool = PoolLayer::new("fickle", Pooling::default())
             .unwrap()
-            .layer(connector);
+            .layer(fickle_streams(is_plain, fails.clone(), arriving));
         let serial = Serial::new(pool, ());
         let call = tokio::spawn(serial.send(text("before")));
         let mut peer = Peer::new(peers.recv().await.unwrap());
@@ -433,4 +454,23 @@ async fn as_long_as_peers_begin_with_something_calls_move_as_often_as_they_must(
     for call in calls {
         assert_eq!(call.await.unwrap().unwrap(), "done");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn peers_that_leave_and_finish_what_they_have_begun_with_cost_no_pause() {
+    let (client, mut peers) = client(Settings::default());
+    let begun = Instant::now();
+
+    for _ in 0..10 {
+        let call = tokio::spawn(client.send(text("x")));
+        let mut peer = peers.next().await;
+        let asked = peer.asked().await;
+        peer.say(RpcFrame::leaving(asked.id))
+            .await;
+        settle().await;
+        peer.reply(asked.id, "done").await;
+        assert_eq!(call.await.unwrap().unwrap(), "done");
+    }
+
+    assert_eq!(begun.elapsed(), Duration::ZERO);
 }

@@ -18,6 +18,7 @@ mod client_again;
 mod client_chain;
 mod client_connection;
 mod client_hello;
+mod client_panics;
 mod client_serial;
 mod conn;
 mod connect;

@@ -8,7 +8,7 @@
 //! - What the peer has said is read before anything is written: an end that is here already costs no call.
 //! - It looks into the table with its waker left there, so that whatever is put in afterwards wakes it.
 //! - Where writing has failed it takes no more calls, and reads on: what the peer answered before it went may still be
-//!   on its way. The read side ends soon after, or is given up after [`HEAR_OUT`].
+//!   on its way. The read side ends soon after, or is given up after [`HEAR_OUT`], or once nobody waits.
 //! - Memory: what one read brings, one partial frame, `high_water` bytes and one call, a cancel for each call in flight.
 
 use std::{
@@ -61,7 +61,7 @@ pub(super) struct Driver<I: Io, P, Q, R> {
     /// Why the peer ends the connection, if it said so.
     pub(super) told: Option<RpcFailure>,
     /// Why nothing can be written any more.
-    broken: Option<Error>,
+    pub(super) broken: Option<Error>,
     stall: Stall,
     silence: Silence,
 }
@@ -163,6 +163,11 @@ where
         if self.broken.is_some() {
             let fruitless = !self.used;
             self.leave(&End::Leaving { fruitless });
+            // Those of which nothing was sent do not wait for what may come of the others.
+            self.give_up_unsent();
+            if self.flight.is_idle() {
+                return Poll::Ready(Err(self.end()));
+            }
         }
         self.input.park();
         self.output.park();
@@ -301,10 +306,10 @@ where
                 },
                 Ok(Some(Heard::Leaving { last })) => {
                     self.hand_out();
-                    let fruitless = !self.used;
-                    self.leave(&End::Leaving { fruitless });
                     let not_taken = self.flight.take_above(last);
-                    let in_vain = fruitless && self.flight.is_idle();
+                    // A peer that has begun with something is one that can be called again.
+                    let in_vain = !self.used && self.flight.is_idle();
+                    self.leave(&End::Leaving { fruitless: in_vain });
                     let error: SharedError = Arc::new(Disconnected::Ended);
                     self.give_back(not_taken, &error, |_| (true, Fate::Moves { in_vain }));
                 }

@@ -121,21 +121,32 @@ impl Flight {
     /// Calls that somebody waits for, the first that was sent first; with an id, only those above it. They are in
     /// flight no more.
     pub(super) fn take_above(&mut self, last: u64) -> Vec<Sent> {
+        self.take(|sent| sent.id > last)
+    }
+
+    /// The same, but those that begin at this point of all that was written, or behind it.
+    pub(super) fn take_from(&mut self, at: u64) -> Vec<Sent> {
+        self.take(|sent| sent.at >= at)
+    }
+
+    fn take(&mut self, is_one: impl Fn(&Sent) -> bool) -> Vec<Sent> {
         match &mut self.seats {
             Seats::ById(seats) => {
-                let mut taken: Vec<_> = seats
-                    .iter()
-                    .filter(|(_, sent)| sent.id > last)
-                    .map(|(_, sent)| *sent)
-                    .collect();
-                seats.retain(|_, sent| sent.id <= last);
+                let mut taken = Vec::new();
+                seats.retain(|_, sent| {
+                    let takes = is_one(sent);
+                    if takes {
+                        taken.push(*sent);
+                    }
+                    !takes
+                });
                 taken.sort_unstable_by_key(|sent| sent.id);
                 taken
             }
             Seats::InOrder(seats) => {
                 let taken = seats
                     .iter_mut()
-                    .filter(|sent| sent.is_some_and(|sent| sent.id > last));
+                    .filter(|sent| sent.is_some_and(|sent| is_one(&sent)));
                 taken.filter_map(Option::take).collect()
             }
         }

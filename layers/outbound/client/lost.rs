@@ -1,6 +1,6 @@
 //! How a connection of a client ends, and what becomes of the calls that it has.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{io, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::io::AsyncWrite;
 
@@ -44,14 +44,20 @@ where
             fruitless: !self.used,
         });
         let (lost, reached) = (self.flight.take_above(0), self.reached());
-        self.give_back(lost, &error, |sent| {
-            let unsent = sent.at >= reached;
-            let fate = match unsent && sent.reused {
-                true => Fate::Again,
-                false => Fate::Over,
-            };
-            (unsent, fate)
-        });
+        self.give_back(lost, &error, |sent| fate(sent, reached));
+    }
+
+    /// Nothing can be written any more: what is in flight and of which nothing was sent fails, or is sent once more.
+    pub(super) fn give_up_unsent(&mut self) {
+        let reached = self.reached();
+        let unsent = self.flight.take_from(reached);
+        if unsent.is_empty() {
+            return;
+        }
+        let broken = self.broken.as_ref();
+        let broken = broken.map_or(Disconnected::Ended, |error| Disconnected::Io(copy(error)));
+        let error: SharedError = Arc::new(broken);
+        self.give_back(unsent, &error, |sent| fate(sent, reached));
     }
 
     /// Calls that this connection will not answer; `fate` says whether nobody has begun with one, and what may become of
@@ -129,6 +135,24 @@ impl<I: Io, P, Q, R> Drop for Driver<I, P, Q, R> {
         let todo = lock(&self.shared.table).lose(self.link, &lost, error, || false);
         self.shared.settle(todo);
     }
+}
+
+/// Whether nobody can have begun with a call that is lost, and what may become of it.
+fn fate(sent: &Sent, reached: u64) -> (bool, Fate) {
+    let unsent = sent.at >= reached;
+    let fate = match unsent && sent.reused {
+        true => Fate::Again,
+        false => Fate::Over,
+    };
+    (unsent, fate)
+}
+
+/// The same error once more: the connection is yet to end with it.
+fn copy(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(
+        || io::Error::new(error.kind(), error.to_string()),
+        io::Error::from_raw_os_error,
+    )
 }
 
 /// For a goodbye to be taken.

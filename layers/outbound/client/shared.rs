@@ -187,13 +187,16 @@ impl<Q: Clone, R> Link<Q, R> {
                 }
                 apart(connecting).await
             };
-            let alone = std::future::poll_fn(|cx| lock(&shared.table).poll_alone(link, cx));
+            let is_over = &mut self.is_over;
+            let alone = std::future::poll_fn(|cx| {
+                let alone = lock(&shared.table).poll_alone(link, cx);
+                // Noted before the attempt is dropped, which may panic.
+                *is_over = alone.is_ready();
+                alone
+            });
             let attempted = tokio::select! {
                 biased;
-                () = alone => {
-                    self.is_over = true;
-                    return None;
-                }
+                () = alone => return None,
                 attempted = attempt => attempted,
             };
             // A connector that panics is wrong, and not away: nobody waits for it to come to its senses.
@@ -226,9 +229,9 @@ impl<Q: Clone, R> Link<Q, R> {
                         now(),
                         settings,
                     );
+                    self.is_over = !again;
                     shared.settle(todo);
                     if !again {
-                        self.is_over = true;
                         return None;
                     }
                 }
@@ -242,13 +245,9 @@ impl<Q, R> Drop for Link<Q, R> {
         if self.is_over {
             return;
         }
-        // The runtime was shut down, or the codec panicked.
+        // The runtime was shut down, or the protocol panicked, or a call as it was cloned.
         let error: SharedError = Arc::new(Disconnected::Aborted);
-        let todo = {
-            let mut table = lock(&self.shared.table);
-            table.remove(self.link);
-            table.abort(&error, now())
-        };
+        let todo = lock(&self.shared.table).abort(self.link, &error, now());
         self.shared.settle(todo);
     }
 }

@@ -237,17 +237,40 @@ impl<Q, R> Table<Q, R> {
         todo
     }
 
-    /// The task of a link is gone, whatever it was doing. Unless another link takes calls, nobody does any more: those
-    /// who wait for the peer find out by a call.
-    pub(crate) fn abort(&mut self, error: &SharedError, now: Instant) -> Todo {
-        match self.stage {
-            Stage::Down => {
-                self.proven = true;
-                self.end_queue(error, now)
-                    .and(self.wake_unready())
-            }
-            Stage::Connecting(_) | Stage::Up { .. } => Todo::default(),
+    /// The task of a link is gone, whatever it was doing, and the link with it. Unless another takes calls, nobody does
+    /// any more: those who wait for the peer find out by a call.
+    pub(crate) fn abort(&mut self, link: usize, error: &SharedError, now: Instant) -> Todo {
+        self.remove(link);
+        // What was in flight the connection has given back, but not a call that it was about to write.
+        let mut todo = self.end_held(link, error, now);
+        if let Stage::Down = self.stage {
+            self.proven = true;
+            todo = todo
+                .and(self.end_queue(error, now))
+                .and(self.wake_unready());
         }
+        todo
+    }
+
+    /// Ends the calls that a link holds, none of which was sent.
+    fn end_held(&mut self, link: usize, error: &SharedError, now: Instant) -> Todo {
+        let of_it = |(key, slot): (usize, &Slot<Q, R>)| {
+            matches!(slot.state, State::Held { link: by, .. } if by == link).then_some(key)
+        };
+        let held: Vec<_> = self
+            .slots
+            .iter()
+            .filter_map(of_it)
+            .collect();
+        let mut todo = Todo::default();
+        for key in held {
+            self.turn(key, now);
+            let Slot { times, retried, .. } = self.slots[key];
+            let closed = CallError::closed(SharedError::clone(error), true);
+            let error = closed.after(times).retried(retried);
+            todo.wake(self.end(key, Err(error)));
+        }
+        todo
     }
 
     /// A link for what waits in the queue: one that is woken, or a new one.
