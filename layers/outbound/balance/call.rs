@@ -191,6 +191,8 @@ where
             }
             let entered = Ambient::enter();
             let waker = Waker::from(Arc::clone(&this.shared.line));
+            // Somebody else's code, which is not run while others wait for the balance.
+            let call = this.call.clone();
             let mut balance = lock(&this.shared.balance);
             // Not for this call alone is a peer looked for, nor connected.
             entered.set(Ambient::Outside);
@@ -199,7 +201,7 @@ where
                     entered.set(Ambient::At(*this.deadline));
                     *this.attempts += 1;
                     let _counted = this.budget.counted(*this.attempts == 1);
-                    let future = balance.call(this.call.clone());
+                    let future = balance.call(call);
                     drop((balance, entered));
                     this.place.leave();
                     let since = now();

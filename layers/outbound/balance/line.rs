@@ -75,20 +75,20 @@ impl Place {
 
     /// Waits here, and is woken when he is first and something has changed.
     pub(super) fn take(&mut self, waker: &Waker) {
-        let mut waiting = lock(&self.line.waiting);
-        if self.number == 0 {
-            waiting.last += 1;
-            self.number = waiting.last;
-        }
-        self.is_taken = true;
-        match waiting.wakers.get_mut(&self.number) {
-            Some(left) => left.clone_from(waker),
-            None => drop(
-                waiting
-                    .wakers
-                    .insert(self.number, waker.clone()),
-            ),
-        }
+        // Somebody else's code, which is not run while others wait for the line.
+        let waker = waker.clone();
+        let left = {
+            let mut waiting = lock(&self.line.waiting);
+            if self.number == 0 {
+                waiting.last += 1;
+                self.number = waiting.last;
+            }
+            self.is_taken = true;
+            waiting
+                .wakers
+                .insert(self.number, waker)
+        };
+        drop(left);
     }
 
     /// Waits no longer.

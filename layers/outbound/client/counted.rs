@@ -18,11 +18,15 @@ enum In {
 }
 
 impl Counted {
-    /// What is called on this thread has been counted in one budget, or in all that there are.
+    /// What is called on this thread has been counted in one budget, or in all that there are: that, nobody further in
+    /// undoes.
     pub(super) fn mark(budget: Option<usize>) -> Self {
-        Self {
-            outer: COUNTED.replace(budget.map_or(In::All, In::One)),
-        }
+        let outer = COUNTED.get();
+        COUNTED.set(match (outer, budget) {
+            (In::All, _) | (_, None) => In::All,
+            (_, Some(one)) => In::One(one),
+        });
+        Self { outer }
     }
 
     /// Whether the call that is being made on this thread has been counted in a budget.
@@ -43,4 +47,20 @@ impl Drop for Counted {
 
 thread_local! {
     static COUNTED: Cell<In> = const { Cell::new(In::None) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_counted_in_all_budgets_nobody_further_in_counts_again() {
+        let all = Counted::mark(None);
+        let one = Counted::mark(Some(1));
+        assert!(Counted::is_in(1) && Counted::is_in(2));
+        drop(one);
+        assert!(Counted::is_in(2));
+        drop(all);
+        assert!(!Counted::is_in(1));
+    }
 }
