@@ -52,9 +52,9 @@
 //! ended, though somebody on the way may have cut it short; see [`require_goodbye`](Forward::require_goodbye).
 //!
 //! A reset is seen at once by whoever reads or writes. A side that is neither read from nor written to, since the other
-//! takes nothing or it has itself ended, is asked once a second. What is asked is the socket below, through
-//! whatever is wrapped around it: of a stream that has [none to show](crate::io::Io::socket), and of a peer that vanishes
-//! without a word, it is `write_stall` or `half_close` that finds out.
+//! takes nothing or it has itself ended, is asked within two seconds, and then once a second. What is asked is the socket
+//! below, through whatever is wrapped around it: of a stream that has [none to show](crate::io::Io::socket), and of a
+//! peer that vanishes without a word, it is `write_stall` or `half_close` that finds out.
 //!
 //! A notice to leave changes nothing but for that: nobody but its two ends knows when a tunnel has said all. It goes on until it ends
 //! by itself or is cut with the rest of the drain, which the server's report counts.

@@ -90,13 +90,13 @@ impl Timeouts {
         Ok(())
     }
 
-    /// How often a busy tunnel is looked at.
+    /// How often a busy tunnel is looked at: in time for the shortest limit, and to ask a side.
     fn tick(&self) -> Duration {
         let shortest = self
             .idle
             .min(self.half_close)
             .min(self.write_stall);
-        (shortest / 16).max(Duration::from_millis(1))
+        (shortest / 16).clamp(Duration::from_millis(1), ASK_AFTER)
     }
 }
 
@@ -226,7 +226,8 @@ pub(super) const WAITS: usize = 4;
 /// The last of them.
 pub(super) const ASK: usize = 3;
 
-/// How often. It costs a system call, and no more than a second of whatever the other side holds.
+/// How often; the first time within two seconds, since a tunnel that was busy is looked at no more often than this. It costs
+/// a system call.
 pub(super) const ASK_AFTER: Duration = Duration::from_secs(1);
 
 /// Behind a SYN that was lost twice, and what answers it.
@@ -240,3 +241,33 @@ const HALF_CLOSE: Duration = Duration::from_secs(60);
 
 /// As for every other stream.
 const WRITE_STALL: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, pin::pin};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_side_is_asked_soon_however_long_the_limits_are() {
+        let limit = Duration::from_secs(3600);
+        let timeouts = Timeouts::default()
+            .half_close(limit)
+            .write_stall(limit);
+        let (mut silence, mut timer) = (Silence::default(), pin!(Timer::default()));
+        let busy = [Some((1, limit)), None, None, None];
+        let polled =
+            poll_fn(|cx| Poll::Ready(silence.poll(cx, timer.as_mut(), busy, &timeouts))).await;
+        assert!(polled.is_pending());
+        let begun = now();
+
+        let waits = [Some((2, limit)), None, None, Some((0, ASK_AFTER))];
+        let over = poll_fn(|cx| silence.poll(cx, timer.as_mut(), waits, &timeouts)).await;
+
+        assert_eq!(over, ASK);
+        // The timer of the runtime counts milliseconds.
+        let after = now().saturating_duration_since(begun);
+        let latest = 2 * ASK_AFTER + Duration::from_millis(2);
+        assert!((ASK_AFTER..=latest).contains(&after), "{after:?}");
+    }
+}
