@@ -27,6 +27,7 @@ use crate::{
     support::{
         io::Script,
         peer::serve,
+        readings::recorded,
         service::{millis, obey, secs},
     },
 };
@@ -424,7 +425,7 @@ async fn handlers_that_panic_as_they_are_dropped_end_their_connection_and_nothin
     for alone in [true, false] {
         for cancelled in [true, false] {
             let framing = multiplexed().handler_deadline(secs(1));
-            let mut caller = Caller::of(layer(framing).layer(clings()));
+            let (mut caller, readings) = recorded(|| Caller::of(layer(framing).layer(clings())));
             caller.ask(1, "").await;
             if !alone {
                 caller.ask(2, "").await;
@@ -444,6 +445,8 @@ async fn handlers_that_panic_as_they_are_dropped_end_their_connection_and_nothin
                 ])
                 .await;
             assert_eq!(ended(caller).await.0, Some(CloseReason::Panic));
+            let failed = readings.of("tower_net_requests_total", &[("outcome", "failed")]);
+            assert_eq!(failed, f64::from(taken), "{alone} {cancelled}");
         }
     }
 }

@@ -73,7 +73,7 @@ where
     #[inline(never)]
     pub(super) fn heed(&mut self, frame: Inbound<P::Id, P::Message>) {
         match frame {
-            Inbound::Cancel(id) => self.flight.cancel(id),
+            Inbound::Cancel(id) => self.end_apart(|driver| driver.flight.cancel(id)),
             Inbound::Refuse(id, failure) => {
                 if self.is_new(id) {
                     self.turn_away(id, failure);

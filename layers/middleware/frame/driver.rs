@@ -228,11 +228,15 @@ where
         }
         // Unwind safety: what panicked is dropped here and now.
         if catch_unwind(AssertUnwindSafe(|| self.collect_all(cx))).is_err() {
-            self.shared.metrics.failed_at_once();
             let alone = self.flight.clear_alone();
             self.output.take_back_unfinished();
             match alone {
-                Some(id) => self.settle(id, Err(FrameError::Panicked)),
+                Some(id) => {
+                    self.shared.metrics.failed_at_once();
+                    self.settle(id, Err(FrameError::Panicked));
+                }
+                // One that panicked as it was dropped is counted with all in flight; a reply that did as it was
+                // written is counted already.
                 None => self.fail(FrameError::Panicked),
             }
         }

@@ -98,8 +98,10 @@ impl<F: Future, R, K: Copy + Ord> Flight<F, R, K> {
     /// Drops the handler that waits alone, which panicked.
     pub(super) fn clear_alone(&mut self) -> Option<K> {
         let alone = self.alone.take()?;
+        let id = alone.id;
+        drop_apart(alone);
         self.count -= 1;
-        Some(alone.id)
+        Some(id)
     }
 
     /// Gives back what a connection that waits has no use for.

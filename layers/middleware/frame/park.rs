@@ -49,11 +49,7 @@ where
 
     fn end_late(&mut self) {
         if P::BY_ID && self.info.waits.take_late(Late::Handler) {
-            // Unwind safety: what panics as it is dropped is gone, and so is all that it was with.
-            if catch_unwind(AssertUnwindSafe(|| self.end_late_by_id())).is_err() {
-                self.shared.metrics.failed_at_once();
-                self.fail(FrameError::Panicked);
-            }
+            self.end_apart(Self::end_late_by_id);
         } else if self.info.waits.take_late(Late::Handler) {
             let limit = Some(self.shared.framing.handler);
             self.fail(FrameError::Elapsed(Elapsed::new(
@@ -67,6 +63,15 @@ where
                 CloseReason::Request,
                 limit,
             )));
+        }
+    }
+
+    /// Ends some of what is in flight. A handler that panics as it is dropped takes all others along, and is still one of
+    /// those in flight: it is counted with them.
+    pub(super) fn end_apart(&mut self, end: impl FnOnce(&mut Self)) {
+        // Unwind safety: what panicked is gone, and so is all that it was with.
+        if catch_unwind(AssertUnwindSafe(|| end(self))).is_err() {
+            self.fail(FrameError::Panicked);
         }
     }
 
