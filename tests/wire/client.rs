@@ -25,10 +25,13 @@ use tower_net::{
     pool::{PoolLayer, Pooling},
 };
 
-use crate::support::{
-    process::PATIENCE,
-    random::Random,
-    service::{millis, secs},
+use crate::{
+    peer::soon,
+    support::{
+        process::PATIENCE,
+        random::Random,
+        service::{millis, secs},
+    },
 };
 
 fn connector()
@@ -204,12 +207,15 @@ async fn a_server_that_just_closes_costs_only_what_it_may_have_begun() {
 
 /// Waits for what comes without waiting in the kernel.
 async fn until_there<T>(mut look: impl FnMut() -> Option<T>) -> T {
-    loop {
-        if let Some(there) = look() {
-            return there;
+    soon(async {
+        loop {
+            if let Some(there) = look() {
+                return there;
+            }
+            tokio::task::yield_now().await;
         }
-        tokio::task::yield_now().await;
-    }
+    })
+    .await
 }
 
 #[tokio::test]
