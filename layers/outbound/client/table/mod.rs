@@ -150,7 +150,8 @@ impl Todo {
 pub(super) enum End {
     /// Nothing is wrong with the peer.
     Idle,
-    /// The peer finishes what it has, and no more: whether it will be there again is not known.
+    /// The peer finishes what it has, and no more: whether it will be there again is not known. `fruitless` if not one reply
+    /// had come, and none is to come that anybody knows of.
     Leaving { fruitless: bool },
     /// The connection was lost; `fruitless` if not one reply had come.
     Lost { error: SharedError, fruitless: bool },
