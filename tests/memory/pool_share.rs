@@ -23,7 +23,7 @@ use tower_service::Service;
 use crate::{
     pool::{pool, settle},
     pool_wait::{served, waits},
-    support::service::secs,
+    support::{exchange::Answer, service::secs},
 };
 
 #[tokio::test(start_paused = true)]
@@ -90,6 +90,66 @@ async fn two_busy_targets_do_not_take_from_each_other_in_turn() {
     }
 
     assert_eq!(exchange.dials(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_at_one_target_calls_off_no_dial_to_another_that_somebody_waits_for() {
+    let (mut pool, exchange, _) = pool(Pooling::default().max_open(2));
+    exchange.answer(1, Answer::After(secs(1)));
+    let (leaves, mut stays) = (waits(&mut pool, 1), waits(&mut pool, 1));
+    settle().await;
+    drop(leaves);
+
+    let _burst = [waits(&mut pool, 2), waits(&mut pool, 2)];
+    sleep(secs(2)).await;
+
+    assert_eq!(served(&mut stays).acquired().served(), Served::Dialled);
+}
+
+/// How a dial comes to be nobody's.
+#[derive(Debug, Clone, Copy)]
+enum Nobodys {
+    Left,
+    Late,
+    /// Whoever asked for it was given another.
+    Served,
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_is_nobodys_any_more_makes_room_for_whoever_waits_already() {
+    for how in [Nobodys::Left, Nobodys::Late, Nobodys::Served] {
+        let pooling = Pooling::default()
+            .max_open(2)
+            .within(secs(5));
+        let (mut pool, exchange, handle) = pool(pooling);
+        let held = pool.call(1).await.unwrap();
+        exchange.answer(1, Answer::Hang);
+        let mut first = waits(&mut pool, 1);
+        sleep(secs(3)).await;
+        let mut other = waits(&mut pool, 2);
+
+        let _stays = match how {
+            Nobodys::Left => {
+                drop(first);
+                held
+            }
+            Nobodys::Late => {
+                sleep(secs(2)).await;
+                held
+            }
+            Nobodys::Served => {
+                assert!(held.reuse());
+                served(&mut first)
+            }
+        };
+        settle().await;
+
+        assert!(other.is_woken(), "{how:?}");
+        assert_pending!(other.poll());
+        settle().await;
+        served(&mut other);
+        assert_eq!(handle.snapshot().connecting(), 0, "{how:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -188,6 +188,18 @@ impl<K, C, A, W> Target<K, C, A, W> {
             .len()
             .saturating_sub(self.waiting.len())
     }
+
+    /// How to call off a dial that nobody waits for any more, if there is one. Those that have been called off and have
+    /// not ended yet do not count: whoever waits, waits for the others.
+    pub(super) fn spare_dial(&mut self) -> Option<A> {
+        let begun = self.dials.values().flatten().count();
+        if begun <= self.waiting.len() {
+            return None;
+        }
+        self.dials
+            .values_mut()
+            .find_map(Option::take)
+    }
 }
 
 #[derive(Debug)]
@@ -336,7 +348,9 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             return Err(Some(at));
         };
         self.counts.idle -= 1;
-        if target.idle.len() < target.warm {
+        let has_place =
+            target.open < self.limits.open_per_target && self.counts.open < self.limits.open;
+        if target.idle.len() < target.warm && has_place {
             self.after.rouse = true;
         }
         Ok((at, idle.member))

@@ -1,6 +1,6 @@
 //! Places: who may dial, who makes room, and whom it is no use waiting for.
 
-use std::{hash::Hash, mem::take, time::Duration};
+use std::{hash::Hash, time::Duration};
 
 use tokio::time::Instant;
 
@@ -123,7 +123,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         let waker = waiter.waker.take();
         let (target, number, has_dialled) = (waiter.target, waiter.number, waiter.has_dialled);
         self.wake(waker);
-        self.strike(target, number, has_dialled);
+        self.strike(target, number, has_dialled, now);
         if let Some(dial) = unused {
             self.dial_gone(target, dial, now);
         }
@@ -289,13 +289,26 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
     /// it is a pause that is waited for, its end is looked out for.
     pub(super) fn look_for_room(&mut self, at: usize, now: Instant) {
         if !self.may_dial(at, now) {
-            self.arm(self.targets[at].health.until());
+            let until = self.targets[at].health.until();
+            // Without a pause it is a dial that is waited for.
+            self.arm(until.filter(|until| *until > now));
         } else if self.counts.dials > 0 && self.counts.open >= self.limits.open {
             let targets = self.targets.iter_mut();
-            let mut others = targets.filter(|(other, target)| *other != at && target.orphans() > 0);
-            let off = others.find_map(|(_, target)| target.dials.values_mut().find_map(take));
+            let mut others = targets.filter(|(other, _)| *other != at);
+            let off = others.find_map(|(_, target)| target.spare_dial());
             self.after.called_off.extend(off);
         }
+    }
+
+    /// Somebody waits for this target no longer: a dial to it that is nobody's now is called off, if somebody waits for
+    /// its place.
+    pub(super) fn make_room(&mut self, at: usize, now: Instant) {
+        if self.counts.dials == 0 || self.closed || !self.is_wanted_elsewhere(at, now) {
+            return;
+        }
+        let target = self.targets.get_mut(at);
+        let off = target.and_then(|target| target.spare_dial());
+        self.after.called_off.extend(off);
     }
 
     // === Health

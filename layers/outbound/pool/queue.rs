@@ -224,7 +224,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             } => return (terms, Some((member, is_fresh))),
             Given::Refused(refusal, _) => self.after.refused.push(refusal),
             Given::Nothing | Given::Place(_) => {
-                self.strike(waiter.target, waiter.number, waiter.has_dialled);
+                self.strike(waiter.target, waiter.number, waiter.has_dialled, now);
                 match waiter.given {
                     Given::Place(dial) => self.dial_gone(waiter.target, dial, now),
                     _ => self.tidy(waiter.target, now),
@@ -235,7 +235,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
     }
 
     /// Takes somebody off the list of those who wait.
-    pub(super) fn strike(&mut self, target: usize, number: u64, has_dialled: bool) {
+    pub(super) fn strike(&mut self, target: usize, number: u64, has_dialled: bool, now: Instant) {
         let waiting = &mut self.targets[target].waiting;
         if let Ok(at) = waiting.binary_search_by_key(&number, |(number, _)| *number) {
             waiting.remove(at);
@@ -243,5 +243,6 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         self.leave_lines(target);
         self.counts.waiting -= 1;
         self.queued -= usize::from(!has_dialled);
+        self.make_room(target, now);
     }
 }

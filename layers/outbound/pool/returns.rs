@@ -142,6 +142,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         if let Given::Place(dial) = unused {
             self.dial_gone(at, dial, now);
         }
+        self.make_room(at, now);
         Ok(())
     }
 

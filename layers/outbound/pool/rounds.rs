@@ -292,7 +292,10 @@ const SELDOM: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{books::Limits, health::ConnectBackoff},
+        super::{
+            books::{Limits, Terms},
+            health::ConnectBackoff,
+        },
         *,
     };
 
@@ -386,5 +389,49 @@ mod tests {
             books.tend(now + Duration::from_millis(900)),
             (_, Next::Soon)
         ));
+    }
+
+    #[test]
+    fn to_take_one_that_is_kept_warm_calls_nobody_while_there_is_no_place_for_another() {
+        let now = Instant::now();
+        let mut books = idle(1, now);
+        books.keep_warm(0, 1, (), now);
+        books.tend(now);
+
+        let taken = books.take_idle(&0, 0);
+
+        assert!(taken.is_ok() && !books.after.rouse);
+    }
+
+    #[test]
+    fn who_waits_behind_the_dial_after_a_pause_looks_out_for_no_pause() {
+        let now = Instant::now();
+        let mut books = All::new(Limits {
+            open: 8,
+            open_per_target: 8,
+            idle_per_target: 8,
+            waiting: 8,
+            idle_for: None,
+            backoff: ConnectBackoff::default().even_alone(true),
+        });
+        let at = books.enter(0);
+        let dial = books.claim(at, now).expect("a place");
+        let _in_use = books.dialled(at, dial, Silent(dial), now);
+        while let Some(dial) = books.claim(at, now) {
+            books.dial_failed(at, dial, None, Refusal::Closed, now);
+        }
+        let later = now + Duration::from_secs(10);
+        assert!(books.claim(at, later).is_some());
+
+        let waits = books.line_up(
+            at,
+            Terms {
+                since: later,
+                by: None,
+                is_callers: false,
+            },
+        );
+
+        assert!(waits.is_ok() && books.armed.is_none());
     }
 }
