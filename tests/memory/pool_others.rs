@@ -2,12 +2,14 @@
 
 use std::{
     error::Error,
-    fmt, io,
+    fmt,
+    future::Future,
+    io,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Wake, Waker},
 };
 
 use tokio::{
@@ -206,6 +208,37 @@ async fn a_connector_that_panics_when_it_is_cloned_to_keep_warm_is_a_dial_that_f
     assert!(pool.call(1).await.is_ok());
 }
 
+// === Wakers
+
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("told to panic");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waker_that_panics_keeps_nobody_else_from_being_woken() {
+    let (mut pool, _, handle) = pool(Pooling::default().max_open(1));
+    let _held = pool.call(1).await.unwrap();
+    let mut first = task::spawn(pool.call(1));
+    let mut panics = Box::pin(pool.call(1));
+    let mut last = task::spawn(pool.call(1));
+    assert_pending!(first.poll());
+    let waker = Waker::from(Arc::new(Panics));
+    assert_pending!(
+        panics
+            .as_mut()
+            .poll(&mut Context::from_waker(&waker))
+    );
+    assert_pending!(last.poll());
+
+    handle.close();
+
+    assert!(first.is_woken() && last.is_woken());
+}
+
 // === Runtimes
 
 fn runtime(is_paused: bool) -> Runtime {
@@ -261,7 +294,7 @@ fn a_get_in_a_runtime_that_keeps_no_time_is_served_all_the_same() {
         .unwrap();
     let pooling = Pooling::default()
         .max_open(1)
-        .within(millis(20))
+        .within(secs(1))
         .runtime(pools.handle().clone());
     let (mut pool, ..) = pool(pooling);
     let timeless = Builder::new_current_thread()
@@ -275,4 +308,27 @@ fn a_get_in_a_runtime_that_keeps_no_time_is_served_all_the_same() {
             assert_eq!(phase_of(&error), PoolPhase::Waiting);
         }
     });
+}
+
+#[test]
+fn a_runtime_that_keeps_no_time_takes_that_of_no_other() {
+    let (pools, callers) = (runtime(false), runtime(true));
+    let timeless = Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let pooling = Pooling::default()
+        .max_open(1)
+        .within(secs(5))
+        .runtime(pools.handle().clone());
+    let (mut pool, ..) = pool(pooling);
+    let mut connects = task::spawn(pool.call(1));
+
+    timeless.block_on(async {
+        assert_pending!(connects.poll());
+    });
+    let ended = callers.block_on(async { timeout(secs(60), pool.call(1)).await });
+
+    let error = ended.expect("in time").unwrap_err();
+    assert_eq!(phase_of(&error), PoolPhase::Waiting);
+    assert!(error.waited() < secs(5) + millis(10));
 }

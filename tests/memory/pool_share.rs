@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::sleep,
@@ -182,9 +183,16 @@ struct Hooked(Arc<Mutex<Hook>>);
 struct Hook {
     waker: Option<Waker>,
     handle: Option<PoolHandle>,
+    has_no_answer: bool,
 }
 
-impl Io for Hooked {}
+impl Io for Hooked {
+    fn socket(&self) -> Option<SockRef<'_>> {
+        let has_no_answer = self.0.lock().unwrap().has_no_answer;
+        assert!(!has_no_answer, "told to panic");
+        None
+    }
+}
 
 impl AsyncRead for Hooked {
     fn poll_read(
@@ -237,4 +245,31 @@ async fn one_that_is_being_looked_at_is_closed_as_well_when_there_are_fewer_plac
 
     assert!(hook.lock().unwrap().handle.is_none());
     assert_eq!((handle.snapshot().idle(), handle.snapshot().open()), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_panics_when_it_is_asked_for_its_socket_is_closed_and_another_dialled() {
+    let hook = Arc::new(Mutex::new(Hook::default()));
+    let hooked = hook.clone();
+    let connector = tower::service_fn(move |_: u16| {
+        let stream = Hooked(hooked.clone());
+        async { io::Result::Ok(Conn::new(stream, ())) }
+    });
+    let mut pool = PoolLayer::new("test", Pooling::default().max_open(1))
+        .unwrap()
+        .layer(connector);
+    let handle = pool.handle();
+    assert!(pool.call(1).await.unwrap().reuse());
+
+    hook.lock().unwrap().has_no_answer = true;
+    let was_idle = pool.call(1).await.unwrap();
+    let next = pool.call(1);
+    assert!(was_idle.reuse());
+    let given_back = next.await.unwrap();
+
+    assert_eq!(given_back.acquired().served(), Served::Dialled);
+    assert_eq!(
+        (handle.snapshot().open(), handle.snapshot().in_use()),
+        (1, 1)
+    );
 }

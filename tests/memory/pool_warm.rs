@@ -68,6 +68,22 @@ async fn after_trouble_one_is_opened_and_the_others_once_it_has_stayed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_ended_at_once_is_trouble_also_if_it_is_a_get_that_finds_it() {
+    let (mut pool, exchange, _) = pool(Pooling::default());
+    pool.keep_warm(1, 1).unwrap();
+    settle().await;
+
+    // The pool's own task has no turn between these.
+    drop(exchange.far(0));
+    let _held = pool.call(1).await.unwrap();
+    settle().await;
+    assert_eq!(exchange.dials(), 2);
+    sleep(millis(201)).await;
+
+    assert_eq!(exchange.dials(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_that_ends_later_or_was_used_is_replaced_at_once() {
     let (mut pool, exchange, handle) = pool(Pooling::default());
     pool.keep_warm(1, 2).unwrap();

@@ -2,7 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    io,
+    io::{self, Write},
     net::{SocketAddr, TcpListener as Listening, TcpStream as Near},
     sync::{
         Arc,
@@ -229,13 +229,7 @@ async fn twenty_dead_connections_cost_a_get_no_more_than_twenty_looks() {
 
     // The runtime hears nothing of it: this is its only thread, and does not wait.
     drop(far);
-    let begun = std::time::SystemTime::now();
-    while sockets_at(addr.port())
-        .iter()
-        .any(|socket| socket.state == State::Established)
-    {
-        assert!(begun.elapsed().unwrap() < Duration::from_secs(60));
-    }
+    has_ended(addr);
     let mut get = task::spawn(pool.call(addr));
     let first = get.poll();
 
@@ -244,6 +238,45 @@ async fn twenty_dead_connections_cost_a_get_no_more_than_twenty_looks() {
     assert_eq!((now.idle(), now.connecting(), now.open()), (0, 1, 1));
     let conn = soon(get).await.unwrap();
     assert_eq!(conn.acquired().served(), Served::Dialled);
+}
+
+#[tokio::test]
+async fn one_that_has_ended_since_its_reply_was_read_goes_to_nobody_who_waits() {
+    let listener = Listening::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut pool = pool(Pooling::default().max_open(1), tcp());
+    let mut conn = pool.call(addr).await.unwrap();
+    let mut far = listener.accept().unwrap().0;
+    let mut next = task::spawn(pool.call(addr));
+    assert!(next.poll().is_pending());
+
+    // With room for more, so that the runtime takes it that nothing is left in the socket.
+    far.write_all(b"pong").unwrap();
+    assert_eq!(
+        soon(conn.read(&mut [0; 64]))
+            .await
+            .unwrap(),
+        4
+    );
+    // It hears nothing of this, as above.
+    drop(far);
+    has_ended(addr);
+    conn.reuse();
+
+    assert!(next.poll().is_pending());
+    let conn = soon(next).await.unwrap();
+    assert_eq!(conn.acquired().served(), Served::Dialled);
+}
+
+/// Waits until the kernel knows that no connection of this address is whole, without a turn for the runtime.
+fn has_ended(addr: SocketAddr) {
+    let begun = std::time::SystemTime::now();
+    while sockets_at(addr.port())
+        .iter()
+        .any(|socket| socket.state == State::Established)
+    {
+        assert!(begun.elapsed().unwrap() < Duration::from_secs(60));
+    }
 }
 
 /// An address that answers nobody: its backlog is full.

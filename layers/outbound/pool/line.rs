@@ -116,25 +116,25 @@ where
                     terms,
                     at,
                 } => {
+                    // Its ticket is void, whatever panics from here on.
+                    self.is_over = true;
                     let at = at.unwrap_or_else(now);
                     let waited = at.saturating_duration_since(terms.since);
                     if is_fresh {
                         // It is not read from: its peer may be the one to speak first.
-                        self.is_over = true;
                         let conn = lend(shared, pooled, Served::Dialled, waited);
                         return Poll::Ready(Ok(conn));
                     }
-                    // Whoever gave it back has asked the kernel.
+                    // The read when it was given back may not have come to the kernel: after one that did not fill its
+                    // buffer the runtime takes it that there is no more.
                     let Held { io, record } = &mut *pooled.held;
-                    match look(io, &record.watch) {
+                    match look(io, &record.watch).and_then(|()| ask(io)) {
                         Ok(()) => {
-                            self.is_over = true;
                             let conn = lend(shared, pooled, Served::Late, waited);
                             return Poll::Ready(Ok(conn));
                         }
                         Err(gone) => {
                             if let Some(over) = self.again(pooled, gone, terms) {
-                                self.is_over = true;
                                 return Poll::Ready(over);
                             }
                         }
@@ -195,6 +195,7 @@ where
                 }
                 Ok(Got::Wait(ticket, dial)) => {
                     self.ticket = ticket;
+                    self.is_over = false;
                     self.common.shared.let_go(dead, gone);
                     if let Some(dial) = dial {
                         self.dial(dial);

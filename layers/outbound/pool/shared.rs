@@ -3,10 +3,14 @@
 use std::{
     hash::Hash,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, OnceLock, Weak, atomic::AtomicBool},
+    sync::{Arc, OnceLock, Weak},
 };
 
-use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
+use tokio::{
+    runtime::{Handle, Id},
+    task::AbortHandle,
+    time::Instant,
+};
 
 use super::{
     ages::Ages,
@@ -48,8 +52,8 @@ pub(super) struct Shared<K, I: Io> {
     pub(super) calls: Arc<Calls>,
     pub(super) keeper: OnceLock<AbortHandle>,
     pub(super) ages: Ages,
-    /// Somebody came from a runtime that keeps no time.
-    pub(super) no_timer: AtomicBool,
+    /// The last runtime from which somebody came and which keeps no time.
+    pub(super) timeless: Mutex<Option<Id>>,
     pub(super) me: Weak<Self>,
 }
 
@@ -67,7 +71,7 @@ where
             calls: Arc::default(),
             keeper: OnceLock::new(),
             ages: Ages::default(),
-            no_timer: AtomicBool::new(false),
+            timeless: Mutex::new(None),
             me: me.clone(),
         })
     }
@@ -95,7 +99,7 @@ where
             self.clear_up(after);
         }
         if let Some(waker) = wake {
-            waker.wake();
+            regardless(|| waker.wake());
         }
     }
 
@@ -137,9 +141,15 @@ where
         if !after.closed.is_empty() {
             self.drop_closed(after.closed);
         }
-        drop((after.outdated, after.refused, after.recipes));
+        regardless(|| drop(after.outdated));
+        for refusal in after.refused {
+            regardless(|| drop(refusal));
+        }
+        for recipe in after.recipes {
+            regardless(|| drop(recipe));
+        }
         for waker in after.wakes {
-            waker.wake();
+            regardless(|| waker.wake());
         }
         for dial in after.called_off {
             dial.abort();
@@ -162,6 +172,7 @@ where
             waker: Arc::clone(&watch).into(),
             watch,
             acquired: Acquired::NEVER,
+            dialled: Some(now),
             is_broken: false,
         };
         if let Some(end) = record.retires {
@@ -183,9 +194,6 @@ where
         watch.begin();
         let Held { io, record } = &mut *idle.member.held;
         if let Err(gone) = listen(io, &record.waker) {
-            if let Some(dialled) = idle.dialled {
-                self.ended_unused(&idle.member, dialled);
-            }
             return self.let_go(idle.member, gone);
         }
         let now = now();
@@ -193,12 +201,6 @@ where
         if watch.has_stirred() {
             watch.call();
         }
-    }
-
-    #[cold]
-    pub(super) fn ended_unused(&self, pooled: &Pooled<I>, dialled: Instant) {
-        let (target, number) = (pooled.target(), pooled.number());
-        self.with(|books| books.ended_unused(target, number, dialled, now()));
     }
 
     /// Begins a dial whose place has been taken.
@@ -251,6 +253,8 @@ where
         } in warming
         {
             self.begin(target, dial, None, |place| recipe(place));
+            // It may be the last one by now.
+            regardless(|| drop(recipe));
         }
         match next {
             Next::At(due) if !are_more => Next::At(
@@ -279,7 +283,14 @@ where
     }
 
     fn let_go(&self, pooled: Pooled<I>, gone: Gone) {
-        let target = pooled.target();
+        let (target, number) = (pooled.target(), pooled.number());
+        let unused = match gone {
+            Gone::Ended | Gone::Stray => pooled.held.record.dialled,
+            _ => None,
+        };
+        if let Some(dialled) = unused {
+            self.with(|books| books.ended_unused(target, number, dialled, now()));
+        }
         self.close(pooled, gone);
         self.with(|books| books.free(target, now()));
     }
@@ -361,7 +372,7 @@ impl<K, I: Io> Drop for Shared<K, I> {
 /// Connections that are looked at in one go, with a read each.
 const CALLS: usize = 64;
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -380,8 +391,14 @@ fn close<I>(pooled: Pooled<I>, gone: Gone) {
     if let Some(reason) = reason {
         pooled.info.end_with(reason);
     }
-    let dropped = catch_unwind(AssertUnwindSafe(|| drop(pooled)));
-    if dropped.is_err() {
-        tracing::debug!("a stream panicked when it was closed");
+    regardless(|| drop(pooled));
+}
+
+/// Does what runs the code of others: that may panic, and whoever comes after it is to be served all the same.
+pub(super) fn regardless(act: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(act)).is_err() {
+        tracing::debug!(
+            "a stream, an error, a connector or a waker panicked when it was dropped or woken"
+        );
     }
 }

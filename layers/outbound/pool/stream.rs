@@ -224,6 +224,8 @@ pub(super) struct Record<I> {
     pub(super) waker: Waker,
     /// Of those who have had it, how the last one was served.
     pub(super) acquired: Acquired,
+    /// When it was dialled, if nobody has had it yet.
+    pub(super) dialled: Option<Instant>,
     pub(super) is_broken: bool,
 }
 
@@ -256,6 +258,7 @@ impl<I> Pooled<I> {
 
     pub(super) fn lend(mut self, served: Served, waited: Duration) -> Conn<PooledIo<I>> {
         self.held.record.acquired = Acquired { served, waited };
+        self.held.record.dialled = None;
         self.held.record.watch.rest();
         Conn::from_parts(PooledIo { held: self.held }, self.info)
     }

@@ -1,13 +1,7 @@
 //! The turns of the lock that nearly every get and every return takes: each as short as can be, with what changes known
 //! beforehand. Whatever is not as usual goes [the general way](Shared::with).
 
-use std::{
-    hash::Hash,
-    mem::take,
-    pin::Pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    task::Waker,
-};
+use std::{hash::Hash, mem::take, pin::Pin, sync::Arc, task::Waker};
 
 use tokio::{
     runtime::Handle,
@@ -19,7 +13,7 @@ use super::{
     fates::Refusal,
     queue::Asked,
     returns::Kept,
-    shared::{Locked, Shared},
+    shared::{Locked, Shared, lock, regardless},
     stream::{Held, Home, Pooled},
     watch::listen,
 };
@@ -103,9 +97,6 @@ where
         let Held { io, record } = &mut *pooled.held;
         record.watch.begin();
         if let Err(gone) = listen(io, &record.waker) {
-            if is_fresh {
-                self.ended_unused(&pooled, now());
-            }
             self.let_go(pooled, gone);
             return false;
         }
@@ -129,7 +120,7 @@ where
                 drop(books);
                 self.metrics.handed();
                 if let Some(waker) = waker {
-                    waker.wake();
+                    regardless(|| waker.wake());
                 }
                 true
             }
@@ -148,13 +139,13 @@ where
 
     /// A timer for a get, if it is polled in a runtime other than the pool's, which may run while that does not.
     pub(super) fn sleep_elsewhere(&self, by: Instant) -> Option<Pin<Box<Sleep>>> {
-        let here = Handle::try_current().ok()?;
-        if here.id() == self.runtime.id() || self.no_timer.load(Relaxed) {
+        let here = Handle::try_current().ok()?.id();
+        if here == self.runtime.id() || *lock(&self.timeless) == Some(here) {
             return None;
         }
         if require_driver().is_err() {
             // Once is enough: the question is a panic's message to standard error.
-            self.no_timer.store(true, Relaxed);
+            *lock(&self.timeless) = Some(here);
             return None;
         }
         Some(Box::pin(sleep_until(by)))

@@ -45,6 +45,11 @@ pub(super) fn look<I: Io>(io: &mut I, watch: &Watch) -> Result<(), Gone> {
 
 /// What the kernel knows, which is a moment more than the runtime does.
 pub(super) fn ask<I: Io>(io: &I) -> Result<(), Gone> {
+    // As above.
+    catch_unwind(AssertUnwindSafe(|| ask_kernel(io))).unwrap_or(Err(Gone::Broken))
+}
+
+fn ask_kernel<I: Io>(io: &I) -> Result<(), Gone> {
     if !io.takes_pipes() {
         // What has arrived may be for the layer in between, as a ticket for TLS is; the end is the end for all.
         return if streams::has_ended(io) {
