@@ -56,9 +56,10 @@
 //!
 //! One deadline covers all of it, however many connections turn out to be dead: [`Pooling::within`], or the
 //! [`Deadline`](crate::Deadline) of the caller's request if that is earlier. It does not cover the dial, which has
-//! [a limit of its own](Pooling::dial_within) and goes on when its caller has left: else callers with little time
-//! would never get a connection at all. The pool's own task keeps these deadlines; a get in another runtime keeps its
-//! own as well, if that runtime can keep time, for the pool's may not run.
+//! [a limit of its own](Pooling::dial_within) and goes on when its caller has left, unless somebody who waits for
+//! another target needs its place: else callers with little time would never get a connection at all. The pool's own
+//! task keeps these deadlines; a get in another runtime keeps its own as well, if that runtime can keep time, for the
+//! pool's may not run.
 //!
 //! At the total, a connection that comes back goes to those who wait for its own target, since that costs no dial. It is
 //! closed, and its place is somebody else's, where nobody waits for that target; where somebody has waited longer for a
