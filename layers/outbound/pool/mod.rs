@@ -75,8 +75,9 @@
 //! While it is idle its stream is watched, through TLS as well: one that its peer ends, or that says something nobody
 //! asked for, is closed at once by the pool's own task. A get looks once more, without a round trip: it reads a byte
 //! without waiting if the runtime has heard anything, and asks the kernel, which knows a moment sooner: whether
-//! something has arrived, or through TLS, where that may be a ticket, whether it is the end. So does one that waited, of
-//! what was given back to it. That costs no time to speak of, and leaves the moment between the look and the first byte: a failure on a connection that
+//! something has arrived, or through TLS, where that may be a ticket, whether it is the end. So does a get that waited
+//! and is given what somebody gave back. That costs no time to speak of, and leaves the moment between the look and the
+//! first byte: a failure on a connection that
 //! [is reused](Acquired::is_reused), before any reply, is no failure of the request.
 //!
 //! # Identity
@@ -97,8 +98,8 @@
 //! and asks the kernel for the one socket that it gives out. Giving back takes the lock once more. Neither reads the
 //! clock, unless the get before had to wait: how old a connection is and since when it has been idle is for the pool's
 //! own task to say, which closes it late by a sixty-fourth of the time that it may be idle at the most, and by as much as
-//! its runtime is late. A get that waits reads the clock once or twice, asks the kernel as
-//! well, clones no connector and allocates nothing, unless it dials or keeps its own time.
+//! its runtime is late. A get that waits reads the clock once or twice, asks the kernel as well, clones no connector and
+//! allocates nothing, unless it dials or keeps its own time.
 //!
 //! # With and without
 //!
