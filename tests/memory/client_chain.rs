@@ -162,6 +162,13 @@ async fn each_hop_of_a_chain_gives_up_within_the_budget_and_the_first_hears_wher
     assert_eq!(log.begun.elapsed(), BUDGET - 2 * RESERVE);
     let failure = error.failure().unwrap();
     assert_eq!(failure.code(), RpcCode::Spent);
+    assert!(error.is_spent() && error.budget().is_none());
+    assert!(
+        error
+            .to_string()
+            .starts_with("call not done in time at the peer: "),
+        "{error}"
+    );
     assert!(!error.never_started());
     // `b` was calling `c`, and for how long: what is left of it after the work of `a` and `b`.
     assert_eq!(
@@ -197,12 +204,8 @@ async fn without_a_word_to_spare_all_give_up_at_the_same_moment() {
 
     assert_eq!(log.begun.elapsed(), BUDGET);
     // Either the time is up here, or there, and this is just heard in time.
-    let spent = error
-        .budget()
-        .map(|spent| spent.phase())
-        == Some(Phase::Calling);
-    let told = error.failure().map(RpcFailure::code) == Some(RpcCode::Spent);
-    assert!(spent || told, "{error}");
+    assert!(error.is_spent(), "{error}");
+    assert_eq!(error.phase(), Phase::Calling);
     settle().await;
     assert_eq!(log.when("c", "ends"), [BUDGET]);
     drop(c);

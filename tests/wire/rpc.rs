@@ -77,7 +77,7 @@ fn a_deadline_travels_and_the_server_answers_within_it() {
     let mut waiting = Process::start("rpc", &wait);
     let (code, errors) = waiting.end();
 
-    // The server says in time that nothing has changed, and is asked again until no time is left.
+    // The server says in time that nothing has changed, and is asked again until no time is left, which either finds.
     assert_eq!(code, 1, "{errors}");
     assert!(errors.contains("not done in time"), "{errors}");
 }
@@ -99,8 +99,15 @@ fn the_bench_measures_both_modes() {
 #[test]
 fn three_at_once_are_as_late_as_their_budget_lets_them() {
     for (args, expected) in [
-        ("", "reviews after 20 ms"),
-        ("--reviews 600000", "reviews: budget spent calling"),
+        ("", &["reviews after 20 ms"][..]),
+        (
+            "--reviews 600000",
+            // Either of the two may find that the time is up.
+            &[
+                "reviews: budget spent calling",
+                "reviews: call not done in time",
+            ],
+        ),
     ] {
         let mut fan_out = Process::start("fan_out", args);
         let mut page = Vec::new();
@@ -114,7 +121,12 @@ fn three_at_once_are_as_late_as_their_budget_lets_them() {
             continue;
         }
         assert_eq!(page.len(), 4, "{page:?}");
-        assert!(page[2].starts_with(expected), "{page:?}");
+        assert!(
+            expected
+                .iter()
+                .any(|words| page[2].starts_with(words)),
+            "{page:?}"
+        );
     }
 }
 

@@ -168,7 +168,18 @@ impl CallError {
         }
     }
 
-    /// Where the time went, if it is used up.
+    /// Whether the caller's time is used up, whoever was the first to find it so: the client, or the peer, which knows
+    /// how much there was.
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        match &self.told.cause {
+            CallCause::Spent(_) => true,
+            CallCause::Failed(failure) => failure.code() == RpcCode::Spent,
+            _ => false,
+        }
+    }
+
+    /// Where the time went, if it was the client that found it [used up](Self::is_spent).
     #[must_use]
     pub fn budget(&self) -> Option<&Spent> {
         match &self.told.cause {
@@ -182,6 +193,9 @@ impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.told.cause {
             CallCause::Spent(_) => f.write_str("call not done in time"),
+            CallCause::Failed(failure) if self.is_spent() => {
+                write!(f, "call not done in time at the peer: {failure}")
+            }
             CallCause::Failed(failure) => write!(f, "call failed at the peer: {failure}"),
             CallCause::Connect(_) => f.write_str("no connection for the call"),
             CallCause::Closed(_) => f.write_str("connection ended before the reply"),
