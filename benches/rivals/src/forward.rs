@@ -39,7 +39,11 @@ pub(crate) fn run(args: &ForwardArgs) -> Result<()> {
         let upstream = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let to = upstream.local_addr()?;
         let server = ServerProcess::start_before(contestant, args.cores.server_core, to)?;
-        all.push(Contender::new(contestant.name, Proxy::Own(server), upstream)?);
+        all.push(Contender::new(
+            contestant.name,
+            Proxy::Own(server),
+            upstream,
+        )?);
     }
     if args.haproxy {
         for (name, options) in [
@@ -75,14 +79,25 @@ fn print(all: &[Contender]) {
         let (Some(cpu), Some(ratio), Some(rate), Some(busy)) = (
             Spread::of(contender.cpu.iter().copied()),
             Spread::of_ratios(&contender.cpu, &baseline),
-            Spread::of(contender.wall.iter().map(|wall| 1000.0 / wall)),
+            Spread::of(
+                contender
+                    .wall
+                    .iter()
+                    .map(|wall| 1000.0 / wall),
+            ),
             Spread::of_ratios(&contender.cpu, &contender.wall),
         ) else {
             continue;
         };
         println!(
             "{:<16}{:>12.0}{:>12.3} [{:.3}..{:.3}]{:>10.2}{:>8.2}",
-            contender.name, cpu.median, ratio.median, ratio.min, ratio.max, rate.median, busy.median
+            contender.name,
+            cpu.median,
+            ratio.median,
+            ratio.min,
+            ratio.max,
+            rate.median,
+            busy.median
         );
     }
 }
@@ -158,7 +173,11 @@ impl Contender {
         let sent = writer.join();
         sent.ok()
             .context("the writer panicked")??;
-        ensure!(received == bytes, "{}: {received} of {bytes} bytes", self.name);
+        ensure!(
+            received == bytes,
+            "{}: {received} of {bytes} bytes",
+            self.name
+        );
         if counts {
             let gib = bytes as f64 / f64::from(1 << 30);
             self.cpu
@@ -181,7 +200,8 @@ impl HaProxy {
     fn start(options: &str, upstream: SocketAddr, core: usize) -> Result<Self> {
         // Free a moment ago, and nobody else is at it here.
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let config = env::temp_dir().join(format!("rivals-{}-{}.cfg", process::id(), address.port()));
+        let config =
+            env::temp_dir().join(format!("rivals-{}-{}.cfg", process::id(), address.port()));
         let text = format!(
             "global\n    nbthread 1\n    maxconn 100\n    maxpipes 64\ndefaults\n    mode tcp\n    timeout connect 10s\n    timeout client 60s\n    timeout server 60s\n    {options}\nfrontend in\n    bind {address}\n    default_backend out\nbackend out\n    server it {upstream}\n"
         );

@@ -57,7 +57,10 @@ pub(super) async fn buffers(listener: TcpListener) {
 }
 
 fn forward() -> Forward<
-    impl Service<(), Response = Conn<TcpStream>, Error = io::Error, Future: Send> + Clone + Send + 'static,
+    impl Service<(), Response = Conn<TcpStream>, Error = io::Error, Future: Send>
+    + Clone
+    + Send
+    + 'static,
     (),
 > {
     let dial = service_fn(async |()| {

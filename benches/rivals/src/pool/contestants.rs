@@ -26,8 +26,16 @@ pub(super) struct Contestant {
     pub(super) name: &'static str,
     /// One task, so many times.
     pub(super) alone: fn(u32) -> Duration,
-    /// Sixty-four tasks that do so much between them: on one thread the CPU time, on more the time it takes.
-    pub(super) shared: fn(u32, Option<usize>) -> Duration,
+    /// Sixty-four tasks between them: on one thread the CPU time, on more the time it takes.
+    pub(super) shared: fn(Work) -> Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Work {
+    pub(super) gets: u32,
+    pub(super) threads: Option<usize>,
+    /// Whether a task lets others go on while it has a connection.
+    pub(super) held: bool,
 }
 
 const PLACES: usize = 8;
@@ -45,15 +53,18 @@ pub(super) const CONTESTANTS: &[Contestant] = &[
                 }
             })
         },
-        shared: |gets, threads| {
+        shared: |work| {
             let (stack, places) = (Arc::new(stack()), Arc::new(Semaphore::new(PLACES)));
-            shared(gets, threads, move |_, turns| {
+            shared(work, move |turns| {
                 let (stack, places) = (Arc::clone(&stack), Arc::clone(&places));
                 async move {
                     for _ in 0..turns {
-                        let place = places.acquire().await.expect("never closed");
+                        let place = places
+                            .acquire()
+                            .await
+                            .expect("never closed");
                         let conn = pop(&stack);
-                        yield_now().await;
+                        meanwhile(work.held).await;
                         push(&stack, black_box(conn));
                         drop(place);
                     }
@@ -69,22 +80,31 @@ pub(super) const CONTESTANTS: &[Contestant] = &[
             alone(async move {
                 for _ in 0..gets {
                     let ready = cache.ready().await.expect("ready");
-                    let conn = ready.call(addr()).await.expect("a connection");
+                    let conn = ready
+                        .call(addr())
+                        .await
+                        .expect("a connection");
                     black_box(conn.inner());
                 }
             })
         },
-        shared: |gets, threads| {
+        shared: |work| {
             let cache = hyper_util::client::pool::cache::builder().build(Connector);
             let places = Arc::new(Semaphore::new(PLACES));
-            shared(gets, threads, move |_, turns| {
+            shared(work, move |turns| {
                 let (mut cache, places) = (cache.clone(), Arc::clone(&places));
                 async move {
                     for _ in 0..turns {
-                        let place = places.acquire().await.expect("never closed");
+                        let place = places
+                            .acquire()
+                            .await
+                            .expect("never closed");
                         let ready = cache.ready().await.expect("ready");
-                        let conn = ready.call(addr()).await.expect("a connection");
-                        yield_now().await;
+                        let conn = ready
+                            .call(addr())
+                            .await
+                            .expect("a connection");
+                        meanwhile(work.held).await;
                         black_box(conn.inner());
                         drop(conn);
                         drop(place);
@@ -103,14 +123,14 @@ pub(super) const CONTESTANTS: &[Contestant] = &[
                 }
             })
         },
-        shared: |gets, threads| {
+        shared: |work| {
             let pool = deadpool();
-            shared(gets, threads, move |_, turns| {
+            shared(work, move |turns| {
                 let pool = pool.clone();
                 async move {
                     for _ in 0..turns {
                         let conn = pool.get().await.expect("a connection");
-                        yield_now().await;
+                        meanwhile(work.held).await;
                         black_box(&*conn);
                     }
                 }
@@ -128,15 +148,15 @@ pub(super) const CONTESTANTS: &[Contestant] = &[
                 }
             })
         },
-        shared: |gets, threads| {
-            let runtime = runtime(threads);
+        shared: |work| {
+            let runtime = runtime(work.threads);
             let pool = runtime.block_on(bb8());
-            shared_on(runtime, gets, threads, move |_, turns| {
+            shared_on(runtime, work, move |turns| {
                 let pool = pool.clone();
                 async move {
                     for _ in 0..turns {
                         let conn = pool.get().await.expect("a connection");
-                        yield_now().await;
+                        meanwhile(work.held).await;
                         black_box(&*conn);
                     }
                 }
@@ -149,23 +169,29 @@ pub(super) const CONTESTANTS: &[Contestant] = &[
             alone(async move {
                 let mut pool = layer().layer(Connector);
                 for _ in 0..gets {
-                    let conn = pool.call(addr()).await.expect("a connection");
+                    let conn = pool
+                        .call(addr())
+                        .await
+                        .expect("a connection");
                     black_box(&conn);
                     conn.reuse();
                 }
             })
         },
-        shared: |gets, threads| {
-            let runtime = runtime(threads);
+        shared: |work| {
+            let runtime = runtime(work.threads);
             let entered = runtime.enter();
             let pool = layer().layer(Connector);
             drop(entered);
-            shared_on(runtime, gets, threads, move |_, turns| {
+            shared_on(runtime, work, move |turns| {
                 let mut pool = pool.clone();
                 async move {
                     for _ in 0..turns {
-                        let conn = pool.call(addr()).await.expect("a connection");
-                        yield_now().await;
+                        let conn = pool
+                            .call(addr())
+                            .await
+                            .expect("a connection");
+                        meanwhile(work.held).await;
                         black_box(&conn);
                         conn.reuse();
                     }
@@ -183,27 +209,33 @@ pub(super) const CONTESTANTS: &[Contestant] = &[
                     Conn::try_from(TcpStream::connect(to).await?)
                 }));
                 for _ in 0..gets {
-                    let conn = pool.call(server).await.expect("a connection");
+                    let conn = pool
+                        .call(server)
+                        .await
+                        .expect("a connection");
                     black_box(&conn);
                     conn.reuse();
                 }
                 drop(listener);
             })
         },
-        shared: |gets, threads| {
-            let runtime = runtime(threads);
+        shared: |work| {
+            let runtime = runtime(work.threads);
             let (server, listener) = runtime.block_on(listener());
             let entered = runtime.enter();
             let pool = layer().layer(service_fn(|to: SocketAddr| async move {
                 Conn::try_from(TcpStream::connect(to).await?)
             }));
             drop(entered);
-            let taken = shared_on(runtime, gets, threads, move |_, turns| {
+            let taken = shared_on(runtime, work, move |turns| {
                 let mut pool = pool.clone();
                 async move {
                     for _ in 0..turns {
-                        let conn = pool.call(server).await.expect("a connection");
-                        yield_now().await;
+                        let conn = pool
+                            .call(server)
+                            .await
+                            .expect("a connection");
+                        meanwhile(work.held).await;
                         black_box(&conn);
                         conn.reuse();
                     }
@@ -225,46 +257,52 @@ fn alone(gets: impl Future<Output = ()>) -> Duration {
     cpu::of_this_thread().expect("a clock") - begun
 }
 
-fn shared<F>(
-    gets: u32,
-    threads: Option<usize>,
-    task: impl FnMut(u32, u32) -> F,
-) -> Duration
+fn shared<F>(work: Work, task: impl FnMut(u32) -> F) -> Duration
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    shared_on(runtime(threads), gets, threads, task)
+    shared_on(runtime(work.threads), work, task)
 }
 
-fn shared_on<F>(
-    runtime: Runtime,
-    gets: u32,
-    threads: Option<usize>,
-    mut task: impl FnMut(u32, u32) -> F,
-) -> Duration
+fn shared_on<F>(runtime: Runtime, work: Work, mut task: impl FnMut(u32) -> F) -> Duration
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let tasks: Vec<_> = (0..TASKS)
-        .map(|place| task(place, gets / TASKS))
-        .collect();
-    let (begun, wall) = (cpu::of_this_thread().expect("a clock"), Instant::now());
-    runtime.block_on(async {
-        let mut set = JoinSet::new();
-        for task in tasks {
-            set.spawn(task);
-        }
-        set.join_all().await;
-    });
-    match threads {
-        None => cpu::of_this_thread().expect("a clock") - begun,
-        Some(_) => wall.elapsed(),
+    let mut run = |gets| {
+        let tasks: Vec<_> = (0..TASKS).map(|_| task(gets)).collect();
+        let (begun, wall) = (cpu::of_this_thread().expect("a clock"), Instant::now());
+        runtime.block_on(async {
+            let mut set = JoinSet::new();
+            for task in tasks {
+                set.spawn(task);
+            }
+            set.join_all().await;
+        });
+        (
+            cpu::of_this_thread().expect("a clock") - begun,
+            wall.elapsed(),
+        )
+    };
+    // Who waits once lets others wait: so all is open before it counts.
+    run(1);
+    let (of_this_thread, wall) = run(work.gets / TASKS);
+    match work.threads {
+        None => of_this_thread,
+        Some(_) => wall,
+    }
+}
+
+async fn meanwhile(held: bool) {
+    if held {
+        yield_now().await;
     }
 }
 
 fn runtime(threads: Option<usize>) -> Runtime {
     let runtime = match threads {
-        None => Builder::new_current_thread().enable_all().build(),
+        None => Builder::new_current_thread()
+            .enable_all()
+            .build(),
         Some(threads) => Builder::new_multi_thread()
             .worker_threads(threads)
             .enable_all()
@@ -280,8 +318,15 @@ fn addr() -> SocketAddr {
 }
 
 async fn listener() -> (SocketAddr, TcpListener) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    (listener.local_addr().expect("an address"), listener)
+    let listener = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    (
+        listener
+            .local_addr()
+            .expect("an address"),
+        listener,
+    )
 }
 
 fn stack() -> Mutex<Vec<Conn<Silent>>> {
@@ -291,16 +336,23 @@ fn stack() -> Mutex<Vec<Conn<Silent>>> {
 
 fn pop(stack: &Mutex<Vec<Conn<Silent>>>) -> Conn<Silent> {
     let mut stack = stack.lock().expect("nobody panics");
-    stack.pop().expect("there is one for each")
+    stack
+        .pop()
+        .expect("there is one for each")
 }
 
 fn push(stack: &Mutex<Vec<Conn<Silent>>>, conn: Conn<Silent>) {
-    stack.lock().expect("nobody panics").push(conn);
+    stack
+        .lock()
+        .expect("nobody panics")
+        .push(conn);
 }
 
 fn layer() -> PoolLayer<SocketAddr> {
     let hour = Duration::from_secs(3600);
-    let pooling = Pooling::default().max_open(PLACES).max_lifetime(hour);
+    let pooling = Pooling::default()
+        .max_open(PLACES)
+        .max_lifetime(hour);
     PoolLayer::new("bench", pooling).expect("good settings")
 }
 
@@ -313,7 +365,10 @@ async fn bb8() -> bb8::Pool<Manager> {
     let builder = bb8::Pool::builder()
         .max_size(PLACES as u32)
         .test_on_check_out(false);
-    builder.build(Manager).await.expect("good settings")
+    builder
+        .build(Manager)
+        .await
+        .expect("good settings")
 }
 
 #[derive(Debug, Clone, Copy)]

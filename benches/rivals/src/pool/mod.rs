@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::args::PoolArgs;
 use crate::cpu;
 use crate::stats::Spread;
-use contestants::{CONTESTANTS, Contestant};
+use contestants::{CONTESTANTS, Contestant, Work};
 
 /// What all contestants are asked to do, and against whom they are held.
 struct Cell {
@@ -30,16 +30,40 @@ const CELLS: &[Cell] = &[
         time: |contestant, gets| (contestant.alone)(gets),
     },
     Cell {
+        title: "64 tasks on 8 connections, nobody waits, one thread, CPU time",
+        baseline: "stack",
+        cores: 1,
+        time: |contestant, gets| {
+            (contestant.shared)(Work {
+                gets,
+                threads: None,
+                held: false,
+            })
+        },
+    },
+    Cell {
         title: "64 tasks on 8 connections, held over a yield, one thread, CPU time",
         baseline: "stack",
         cores: 1,
-        time: |contestant, gets| (contestant.shared)(gets, None),
+        time: |contestant, gets| {
+            (contestant.shared)(Work {
+                gets,
+                threads: None,
+                held: true,
+            })
+        },
     },
     Cell {
         title: "the same, two threads, wall time",
         baseline: "stack",
         cores: 2,
-        time: |contestant, gets| (contestant.shared)(gets, Some(2)),
+        time: |contestant, gets| {
+            (contestant.shared)(Work {
+                gets,
+                threads: Some(2),
+                held: true,
+            })
+        },
     },
 ];
 
