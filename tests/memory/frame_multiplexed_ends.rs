@@ -2,11 +2,13 @@
 
 use std::{
     io,
+    pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
 };
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::Either;
 use tokio::time::{Instant, sleep};
 use tokio_util::codec::{Decoder, Encoder};
 use tower::{ServiceBuilder, service_fn};
@@ -124,6 +126,48 @@ async fn one_that_waits_alone_may_panic_like_any_other() {
         }
         caller.ask(4, "four").await;
         caller.hears(["4 four"]).await;
+    }
+}
+
+/// A handler that panics when it is polled for the first time, and once more when it is dropped.
+struct Twice;
+
+impl Future for Twice {
+    type Output = io::Result<String>;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        panic!("told to panic");
+    }
+}
+
+impl Drop for Twice {
+    fn drop(&mut self) {
+        panic!("told to panic once more");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_panics_at_once_may_do_so_once_more_as_it_is_dropped() {
+    for framing in both() {
+        let service = service_fn(|request: Request<Bytes>| {
+            if request.message() == "twice" {
+                Either::Left(Twice)
+            } else {
+                Either::Right(obey(request))
+            }
+        });
+        let mut caller = Caller::of(layer(framing).layer(service));
+        caller.ask(1, "wait 50 one").await;
+        caller.ask(2, "twice").await;
+        caller.ask(3, "three").await;
+
+        let mut heard = [
+            caller.hear().await,
+            caller.hear().await,
+            caller.hear().await,
+        ];
+        heard.sort();
+        assert_eq!(heard, ["1 one", "2 !handler panicked", "3 three"]);
     }
 }
 

@@ -109,33 +109,42 @@ where
             start.due = start.due.within(left);
             return true;
         }
-        self.hasten_waited(start, left)
+        // Handed over by value: what nobody else can see is kept where the call needs it.
+        match self.hasten_waited(start.id, left) {
+            Some(hastened) => {
+                if let Some((by, hasty)) = hastened {
+                    start.due = start.due.at(by);
+                    start.hasty = hasty;
+                }
+                true
+            }
+            None => false,
+        }
     }
 
-    /// The same for one that has waited to be taken, or whose time is up.
+    /// The same for one that has waited to be taken, or whose time is up: by when it is due, if the caller's word on it
+    /// counts, and whether it is the caller who says so.
     #[cold]
-    fn hasten_waited(&mut self, start: &mut Start<P::Id>, left: Duration) -> bool {
+    fn hasten_waited(&mut self, id: P::Id, left: Duration) -> Option<Option<(Deadline, bool)>> {
         let now = now();
         let since = self.info.instant(self.here_since);
         let by = Deadline::after(since.unwrap_or(now), left);
         if by > Deadline::at(now) {
             let ours = Deadline::after(now, self.shared.framing.handler);
-            start.hasty = by < ours;
-            start.due = start.due.at(by.min(ours));
-            return true;
+            return Some(Some((by.min(ours), by < ours)));
         }
         if self.shared.framing.dry_run {
             self.shared
                 .metrics
                 .spared(CloseReason::Handler, 1);
-            return true;
+            return Some(None);
         }
         // Else it has no deadline but ours: what this caller says of its time is not to be believed.
-        let is_refused = self.protocol.may_refuse(now);
-        if is_refused {
-            self.turn_away(start.id, RpcFailure::spent(true));
+        if self.protocol.may_refuse(now) {
+            self.turn_away(id, RpcFailure::spent(true));
+            return None;
         }
-        !is_refused
+        Some(None)
     }
 
     /// Answers a request that is not begun.

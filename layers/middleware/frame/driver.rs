@@ -270,11 +270,12 @@ where
             self.take_last();
             return false;
         }
-        // Unwind safety: a handler that panics takes its seat along; a codec that does is not used again.
+        // Unwind safety: a handler that panics is dropped here and now; a codec that does is not used again.
         let taken = catch_unwind(AssertUnwindSafe(|| self.take_all(cx)));
         if taken.is_ok() {
             return self.flight.has_changed();
         }
+        self.flight.clear_begun();
         self.shared.metrics.failed_at_once();
         self.output.take_back_unfinished();
         match self.calling.take() {

@@ -4,8 +4,8 @@
 //!
 //! Either one handler waits alone, or all of those that wait have a [seat](Seats) each. Alone it is polled with the
 //! connection's own waker and costs one allocation; otherwise each has a waker of its own, so that many that wait do
-//! not poll each other. A handler that answers at once never gets this far: it is polled in a seat that is used again
-//! for the next one.
+//! not poll each other. A handler that answers at once never gets this far: it is polled in the spare seat, which the next
+//! one then has.
 
 use std::{
     pin::Pin,
@@ -93,6 +93,11 @@ impl<F: Future, R, K: Copy + Ord> Flight<F, R, K> {
         }
         self.spare = None;
         (self.count, self.changed) = (0, false);
+    }
+
+    /// Drops what panicked as it was begun, where it stands.
+    pub(super) fn clear_begun(&mut self) {
+        drop_apart(self.spare.take());
     }
 
     /// Drops the handler that waits alone, which panicked.
@@ -227,7 +232,7 @@ where
         ambient: &Entered,
         cx: &mut Context<'_>,
     ) -> Poll<Result<T, E>> {
-        let mut seat = self.spare.take().unwrap_or_else(|| {
+        let seat = self.spare.get_or_insert_with(|| {
             Box::pin(Seat {
                 handler: None,
                 wait: Wait::NONE,
@@ -237,22 +242,16 @@ where
         ambient.set(start.due);
         // With nobody, or one alone, there is no bell to be polled with yet.
         let seated = self.count > 0 && self.alone.is_none();
-        let polled = {
-            let mut place = seat.as_mut().project().handler;
-            place.set(Some(call()));
-            let polled = match &mut self.seats {
-                Some(seats) if seated => {
-                    poll_seated(place.as_mut(), &mut Context::from_waker(seats.next_bell()))
-                }
-                _ => poll_seated(place.as_mut(), cx),
-            };
-            if polled.is_ready() {
-                place.set(None);
+        let mut place = seat.as_mut().project().handler;
+        place.set(Some(call()));
+        let polled = match &mut self.seats {
+            Some(seats) if seated => {
+                poll_seated(place.as_mut(), &mut Context::from_waker(seats.next_bell()))
             }
-            polled
+            _ => poll_seated(place.as_mut(), cx),
         };
         if let Poll::Ready(answer) = polled {
-            self.spare = Some(seat);
+            place.set(None);
             if !self.holds_back() {
                 return Poll::Ready(answer);
             }
@@ -264,6 +263,8 @@ where
             });
             return Poll::Pending;
         }
+        let seat = self.spare.take();
+        let mut seat = seat.expect("it was polled in the spare seat");
         let place = seat.as_mut().project();
         place.wait.due = ambient.get();
         place.wait.hasty = start.hasty;

@@ -193,7 +193,7 @@ impl RpcCodec {
     }
 
     /// Nothing is written if the payload is over the limit.
-    #[inline]
+    #[inline(never)]
     fn put(
         &self,
         kind: RpcKind,
@@ -298,7 +298,8 @@ impl Encoder<RpcFrame> for RpcCodec {
 impl<R: AsRef<[u8]>> Encoder<Outgoing<R>> for RpcCodec {
     type Error = CodecError;
 
-    #[inline]
+    // Else each reply would go through memory once more.
+    #[inline(always)]
     fn encode(&mut self, message: Outgoing<R>, out: &mut BytesMut) -> Result<(), CodecError> {
         match message {
             Outgoing::Reply { id, reply } => self.put(RpcKind::Reply, id, 0, reply.as_ref(), out),
