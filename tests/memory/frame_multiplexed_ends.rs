@@ -399,40 +399,65 @@ async fn a_stream_that_fails_drops_what_is_in_flight() {
     assert!(matches!(*error.downcast().unwrap(), FrameError::Io(_)));
 }
 
+/// Panics at the third request, as it is decoded or as its reply is encoded.
+#[derive(Clone)]
+struct Fragile {
+    codec: RpcCodec,
+    decodes: bool,
+}
+
+impl Decoder for Fragile {
+    type Item = RpcFrame;
+    type Error = CodecError;
+
+    fn decode(&mut self, input: &mut BytesMut) -> Result<Option<RpcFrame>, CodecError> {
+        let frame = self.codec.decode(input)?;
+        let is_third = frame
+            .as_ref()
+            .is_some_and(|frame| frame.id() == 3);
+        assert!(self.decodes || !is_third, "told to panic");
+        Ok(frame)
+    }
+}
+
+impl Encoder<Outgoing<String>> for Fragile {
+    type Error = CodecError;
+
+    fn encode(&mut self, out: Outgoing<String>, to: &mut BytesMut) -> Result<(), CodecError> {
+        let is_third = matches!(out, Outgoing::Reply { id: 3, .. });
+        assert!(!is_third, "told to panic");
+        self.codec.encode(out, to)
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_codec_that_panics_ends_its_connection() {
-    #[derive(Clone)]
-    struct Fragile(RpcCodec);
-    impl Decoder for Fragile {
-        type Item = RpcFrame;
-        type Error = CodecError;
-        fn decode(&mut self, input: &mut BytesMut) -> Result<Option<RpcFrame>, CodecError> {
-            let frame = self.0.decode(input)?;
-            assert!(
-                frame
-                    .as_ref()
-                    .is_none_or(|frame| frame.id() < 3)
-            );
-            Ok(frame)
-        }
-    }
-    impl Encoder<Outgoing<String>> for Fragile {
-        type Error = CodecError;
-        fn encode(&mut self, out: Outgoing<String>, to: &mut BytesMut) -> Result<(), CodecError> {
-            self.0.encode(out, to)
-        }
-    }
-    let layer = RpcLayer::with_framing(Fragile(RpcCodec::max_payload(9)), multiplexed()).unwrap();
-    let mut caller = Caller::of(layer.layer(service_fn(obey)));
-    caller.ask(1, "one").await;
-    caller.hears(["1 one"]).await;
+    for (decodes, request) in [(false, "three"), (true, "three"), (true, "wait 10 three")] {
+        let codec = Fragile {
+            codec: RpcCodec::max_payload(MAX),
+            decodes,
+        };
+        let (mut caller, readings) = recorded(|| {
+            let layer = RpcLayer::with_framing(codec, multiplexed()).unwrap();
+            Caller::of(layer.layer(service_fn(obey)))
+        });
+        caller.ask(1, "one").await;
+        caller.hears(["1 one"]).await;
 
-    caller.ask(3, "three").await;
+        caller.ask(3, request).await;
 
-    caller
-        .hears(["leaving after 1", "0 !handler panicked", "end"])
-        .await;
-    assert_eq!(ended(caller).await.0, Some(CloseReason::Panic));
+        let last = if decodes { 3 } else { 1 };
+        caller
+            .hears([
+                &format!("leaving after {last}"),
+                "0 !handler panicked",
+                "end",
+            ])
+            .await;
+        assert_eq!(ended(caller).await.0, Some(CloseReason::Panic));
+        let all = readings.of("tower_net_requests_total", &[]);
+        assert_eq!(all, 2.0, "{decodes} {request}");
+    }
 }
 
 /// A handler that never answers, and panics when it is dropped.

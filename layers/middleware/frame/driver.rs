@@ -333,8 +333,9 @@ where
             }
             match started {
                 Poll::Ready(Ok(reply)) => {
-                    self.at_once += 1;
+                    // Counted once it is written: a codec that panics has failed this one.
                     self.encode(start.id, reply);
+                    self.at_once += 1;
                 }
                 Poll::Ready(Err(error)) => {
                     self.shared.metrics.failed_at_once();
