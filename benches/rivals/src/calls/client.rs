@@ -1,4 +1,5 @@
-//! The clients: so many calls at once, all of them answered before the next ones. Every reply is looked at.
+//! The clients: so many callers, each of which makes its next call once it has the reply to the last. Every reply is looked
+//! at.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -40,7 +41,7 @@ pub(crate) struct Client {
 }
 
 enum Speaks {
-    Ours { streams: Vec<TcpStream>, id: u64 },
+    Ours(Vec<Stream>),
     Tarpc(Runtime, Vec<WorldClient>),
     Tonic(Runtime, Vec<Channel>),
 }
@@ -60,14 +61,8 @@ impl Client {
         };
         let speaks = match name {
             "ours_rpc" => {
-                let streams = connections
-                    .map(|_| {
-                        let stream = TcpStream::connect(server)?;
-                        stream.set_nodelay(true)?;
-                        Ok(stream)
-                    })
-                    .collect::<Result<_>>()?;
-                Speaks::Ours { streams, id: 0 }
+                let streams = connections.map(|_| Stream::connect(server));
+                Speaks::Ours(streams.collect::<Result<_>>()?)
             }
             "tarpc" => {
                 let runtime = runtime()?;
@@ -91,53 +86,117 @@ impl Client {
         })
     }
 
-    /// Makes so many bursts: `depth` calls on each connection, all of which are answered before the next.
-    pub(crate) fn burst(&mut self, bursts: u32) -> Result<()> {
+    /// Has `depth` callers on each connection make so many calls.
+    pub(crate) fn call(&mut self, calls_each: u32) -> Result<()> {
         let (payload, depth) = (&self.payload, self.depth);
         match &mut self.speaks {
-            Speaks::Ours { streams, id } => {
-                let mut replies = vec![0; (20 + payload.len()) * depth as usize];
-                for _ in 0..bursts {
-                    let (mut requests, mut expected) = (Vec::new(), Vec::new());
-                    for _ in 0..depth {
-                        *id += 1;
-                        frame(1, *id, 30_000, payload, &mut requests);
-                        frame(2, *id, 0, payload, &mut expected);
-                    }
+            Speaks::Ours(streams) => {
+                for stream in &mut *streams {
+                    stream.ask(depth, payload)?;
+                }
+                // What a stream was last asked is answered while the others have their turn.
+                for left in (0..calls_each).rev() {
                     for stream in &mut *streams {
-                        stream.write_all(&requests)?;
-                    }
-                    for stream in &mut *streams {
-                        stream.read_exact(&mut replies)?;
-                        ensure!(replies == expected, "a wrong reply");
+                        let mut heard = 0;
+                        while heard < depth {
+                            let replies = stream.hear(depth - heard, payload)?;
+                            heard += replies;
+                            if left > 0 {
+                                stream.ask(replies, payload)?;
+                            }
+                        }
                     }
                 }
                 Ok(())
             }
-            Speaks::Tarpc(runtime, clients) => runtime.block_on(async {
-                for _ in 0..bursts {
-                    let calls = clients.iter().flat_map(|client| {
-                        (0..depth).map(|_| client.echo(tarpc::context::current(), payload.clone()))
-                    });
-                    for reply in try_join_all(calls).await? {
-                        ensure!(reply == *payload, "a wrong reply");
-                    }
-                }
-                Ok(())
-            }),
-            Speaks::Tonic(runtime, channels) => runtime.block_on(async {
-                let payload = Bytes::from(payload.clone());
-                for _ in 0..bursts {
-                    let calls = channels.iter().flat_map(|channel| {
-                        (0..depth).map(|_| unary(channel.clone(), payload.clone()))
-                    });
-                    for reply in try_join_all(calls).await? {
-                        ensure!(reply == payload, "a wrong reply");
-                    }
-                }
-                Ok(())
-            }),
+            Speaks::Tarpc(runtime, clients) => {
+                let callers = clients.iter().flat_map(|client| {
+                    (0..depth).map(async |_| {
+                        for _ in 0..calls_each {
+                            let context = tarpc::context::current();
+                            let reply = client
+                                .echo(context, payload.clone())
+                                .await?;
+                            ensure!(reply == *payload, "a wrong reply");
+                        }
+                        Ok(())
+                    })
+                });
+                runtime
+                    .block_on(try_join_all(callers))
+                    .map(drop)
+            }
+            Speaks::Tonic(runtime, channels) => {
+                let payload = &Bytes::from(payload.clone());
+                let callers = channels.iter().flat_map(|channel| {
+                    (0..depth).map(async |_| {
+                        for _ in 0..calls_each {
+                            let reply = unary(channel.clone(), payload.clone()).await?;
+                            ensure!(reply == *payload, "a wrong reply");
+                        }
+                        Ok(())
+                    })
+                });
+                runtime
+                    .block_on(try_join_all(callers))
+                    .map(drop)
+            }
         }
+    }
+}
+
+/// A connection of our own framing.
+struct Stream {
+    stream: TcpStream,
+    /// The id of the last request, and of the last reply.
+    asked: u64,
+    heard: u64,
+    /// What has been read of a reply that is not all here.
+    begun: Vec<u8>,
+}
+
+impl Stream {
+    fn connect(server: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(server)?;
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream,
+            asked: 0,
+            heard: 0,
+            begun: Vec::new(),
+        })
+    }
+
+    fn ask(&mut self, requests: u32, payload: &[u8]) -> Result<()> {
+        let mut frames = Vec::new();
+        for _ in 0..requests {
+            self.asked += 1;
+            frame(1, self.asked, 30_000, payload, &mut frames);
+        }
+        self.stream.write_all(&frames)?;
+        Ok(())
+    }
+
+    /// Reads once, no more than so many replies; returns how many are whole by then.
+    fn hear(&mut self, most: u32, payload: &[u8]) -> Result<u32> {
+        let length = 20 + payload.len();
+        let (before, most) = (self.begun.len(), most as usize * length);
+        self.begun.resize(most, 0);
+        let read = self
+            .stream
+            .read(&mut self.begun[before..])?;
+        ensure!(read > 0, "the server has closed");
+        self.begun.truncate(before + read);
+        let (mut whole, mut expected) = (0, Vec::new());
+        for reply in self.begun.chunks_exact(length) {
+            self.heard += 1;
+            expected.clear();
+            frame(2, self.heard, 0, payload, &mut expected);
+            ensure!(*reply == *expected, "a wrong reply");
+            whole += 1;
+        }
+        self.begun.drain(..whole * length);
+        Ok(whole as u32)
     }
 }
 

@@ -17,10 +17,10 @@ pub(crate) use self::client::{World, WorldEcho};
 pub(crate) fn run(args: &CallsArgs) -> Result<()> {
     for &depth in &args.depths {
         let calls = depth * args.connections;
-        let bursts = args.calls.div_ceil(calls);
+        let calls_each = args.calls.div_ceil(calls);
         let turns = Turns {
             rounds: args.rounds,
-            pieces: bursts * calls,
+            pieces: calls_each * calls,
             server_core: args.cores.server_core,
         };
         println!(
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &CallsArgs) -> Result<()> {
         turns.compare(
             CALLS,
             |contestant, server| Client::connect(contestant.name, server, args, depth),
-            |client, calls_of_a_turn| client.burst(calls_of_a_turn / calls),
+            |client, calls_of_a_turn| client.call(calls_of_a_turn / calls),
         )?;
     }
     Ok(())
