@@ -16,10 +16,13 @@ use tower_net::{
 };
 use tower_service::Service;
 
-use crate::support::{
-    exchange::{Answer, Exchange, Line},
-    readings::recorded,
-    service::{millis, secs},
+use crate::{
+    pool_wait::waits,
+    support::{
+        exchange::{Answer, Exchange, Line},
+        readings::recorded,
+        service::{millis, secs},
+    },
 };
 
 pub(crate) type Lines = Pool<Exchange, u16, u16, Line>;
@@ -351,7 +354,7 @@ async fn what_was_opened_before_a_new_beginning_is_not_used_after_it() {
     idle(&mut pool, 2).await;
     let held = pool.call(1).await.unwrap();
     exchange.answer(2, Answer::After(secs(1)));
-    drop(task::spawn(pool.call(2)));
+    drop(waits(&mut pool, 2));
     settle().await;
 
     handle.renew();

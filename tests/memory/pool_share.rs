@@ -12,7 +12,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::sleep,
 };
-use tokio_test::assert_pending;
+use tokio_test::{assert_pending, task};
 use tower_layer::Layer;
 use tower_net::{
     Conn,
@@ -263,7 +263,8 @@ async fn a_stream_that_panics_when_it_is_asked_for_its_socket_is_closed_and_anot
 
     hook.lock().unwrap().has_no_answer = true;
     let was_idle = pool.call(1).await.unwrap();
-    let next = pool.call(1);
+    let mut next = task::spawn(pool.call(1));
+    assert!(next.poll().is_pending());
     assert!(was_idle.reuse());
     let given_back = next.await.unwrap();
 

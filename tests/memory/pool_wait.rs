@@ -22,6 +22,7 @@ use crate::{
     support::{
         exchange::Answer,
         peer::Peer,
+        readings::recorded,
         service::{millis, secs},
     },
 };
@@ -50,6 +51,104 @@ pub(crate) fn refused(get: &mut task::Spawn<Get>) -> PoolError {
 
 fn one_place() -> Pooling {
     Pooling::default().max_open(1)
+}
+
+// === The first poll
+
+#[tokio::test(start_paused = true)]
+async fn a_get_that_is_not_polled_takes_no_place_and_no_turn() {
+    let (mut pool, exchange, handle) = pool(one_place());
+    let _not_dialled = pool.call(1);
+    settle().await;
+    let known = handle.snapshot().targets();
+    assert_eq!(
+        (exchange.dials(), handle.snapshot().open(), known),
+        (0, 0, 0)
+    );
+
+    let held = pool.call(1).await.unwrap();
+    let _not_in_line = [pool.call(1), pool.call(1)];
+    let mut get = waits(&mut pool, 1);
+    let _behind_it = pool.call(1);
+    assert_eq!(handle.snapshot().waiting(), 1);
+    held.reuse();
+
+    served(&mut get).reuse();
+    assert_eq!((handle.snapshot().idle(), exchange.dials()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_poll_decides_who_is_before_whom() {
+    let (mut pool, ..) = pool(one_place());
+    let held = pool.call(1).await.unwrap();
+    let [mut second, mut third] = [task::spawn(pool.call(1)), task::spawn(pool.call(1))];
+    let mut first = waits(&mut pool, 1);
+    assert_pending!(second.poll());
+    assert_pending!(third.poll());
+
+    held.reuse();
+    let conn = served(&mut first);
+    assert!(!second.is_woken() && !third.is_woken());
+    conn.reuse();
+    let conn = served(&mut second);
+    assert!(!third.is_woken());
+    conn.reuse();
+    served(&mut third);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_get_that_is_dropped_before_it_is_polled_counts_as_nothing() {
+    let ((mut pool, _, handle), metrics) = recorded(|| pool(one_place()));
+    drop(pool.call(1));
+    let held = pool.call(1).await.unwrap();
+
+    for _ in 0..3 {
+        let in_line = waits(&mut pool, 1);
+        drop((pool.call(1), pool.call(2)));
+        assert_eq!(metrics.of("tower_net_pool_waiting", &[]), 1.0);
+        drop(in_line);
+    }
+    drop(held);
+
+    let gets = |labels| metrics.of("tower_net_pool_gets_total", labels);
+    assert_eq!((gets(&[]), gets(&[("outcome", "left")])), (4.0, 3.0));
+    let snapshot = handle.snapshot();
+    assert_eq!((snapshot.waiting(), snapshot.targets()), (0, 0));
+    assert_eq!(metrics.of("tower_net_pool_waiting", &[]), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_get_waits_from_its_first_poll() {
+    let (mut pool, ..) = pool(one_place().within(secs(5)));
+    let held = pool.call(1).await.unwrap();
+    let mut get = task::spawn(pool.call(1));
+
+    sleep(secs(10)).await;
+    assert_pending!(get.poll());
+    sleep(secs(4)).await;
+    held.reuse();
+
+    let waited = served(&mut get).acquired().waited();
+    assert!(waited >= secs(4) && waited < secs(5), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_get_that_was_made_while_others_waited_takes_what_is_idle_when_it_is_polled() {
+    let (mut pool, exchange, _) = pool(one_place());
+    let held = pool.call(1).await.unwrap();
+    let mut before = waits(&mut pool, 1);
+    let get = pool.call(1);
+
+    held.reuse();
+    served(&mut before).reuse();
+
+    let conn = get.await.unwrap();
+    let acquired = conn.acquired();
+    assert_eq!(
+        (acquired.served(), acquired.waited()),
+        (Served::Idle, secs(0))
+    );
+    assert_eq!(exchange.dials(), 1);
 }
 
 // === Places

@@ -580,8 +580,10 @@ async fn those_who_wait_for_busy_connections_are_served_in_the_order_of_their_co
     let order = Arc::new(AtomicUsize::new(0));
     let gets: Vec<_> = (0..64)
         .map(|place| {
-            // In line with the call, not with the first poll.
-            let (get, order) = (pool.call(addr), Arc::clone(&order));
+            let (mut get, order) = (task::spawn(pool.call(addr)), Arc::clone(&order));
+            // In line from now on, though it is another task that goes on with it.
+            assert!(get.poll().is_pending());
+            let get = get.into_inner();
             tokio::spawn(async move {
                 let conn = get.await.unwrap();
                 assert_eq!(order.fetch_add(1, SeqCst), place);

@@ -247,7 +247,8 @@ pub(super) enum Given<C> {
         /// How often the clock had been read by then.
         seen: u64,
     },
-    Refused(Refusal, Instant),
+    /// Boxed: it is rare, and all that wait have room for what they may be given.
+    Refused(Box<(Refusal, Instant)>),
 }
 
 /// Somebody's place among those who wait.
@@ -339,6 +340,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
     // === Getting
 
     /// The connection that was given back last, and where its target is; or where that is, if it is known at all.
+    #[inline(always)]
     pub(super) fn take_idle(&mut self, key: &K, hint: usize) -> Result<(usize, C), Option<usize>> {
         let Some(at) = self.find(key, hint) else {
             return Err(None);

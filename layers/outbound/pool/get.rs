@@ -3,31 +3,29 @@ use std::{
     future::Future,
     hash::Hash,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll},
-    time::Duration,
 };
 
-use tokio::time::Instant;
 use tower_service::Service;
 
 use super::{
-    books::Terms,
     dial::{self, Place},
     error::PoolError,
     handle::PoolHandle,
-    line::{Get, refuse},
-    shared::{Locked, Shared},
-    stream::{Held, Home, PooledIo, Served},
-    watch::{ask, look},
+    line::Get,
+    shared::Shared,
+    stream::PooledIo,
 };
 use crate::{
     base::{
         error::{BoxError, ConfigError},
         io::Io,
-        time::{later, now},
     },
-    conn::{Conn, Deadline},
+    conn::Conn,
 };
 
 /// Which connections are alike.
@@ -40,14 +38,14 @@ pub(super) enum Key<'a, K> {
 }
 
 impl<K: Clone> Key<'_, K> {
-    fn known(&self) -> &K {
+    pub(super) fn known(&self) -> &K {
         match self {
             Self::Itself(key) => key,
             Self::Made(key) => key,
         }
     }
 
-    fn made(self) -> K {
+    pub(super) fn made(self) -> K {
         match self {
             Self::Itself(key) => key.clone(),
             Self::Made(key) => key,
@@ -57,24 +55,41 @@ impl<K: Clone> Key<'_, K> {
 
 /// The service of [`PoolLayer`](crate::pool::PoolLayer): a connector that gives out connections again and again.
 ///
-/// Clones are the same pool.
+/// Clones are the same pool. A call takes what is idle; where there is nothing, it begins when its future is first polled,
+/// and the order of these first polls is the one in which those who wait are served.
 pub struct Pool<C, T, K, I: Io> {
     common: Arc<Common<C, T, K, I>>,
     /// Where the last target was in the books.
     hint: usize,
-    /// The last get had to wait for a connection, and so the next one may.
-    is_crowded: bool,
 }
 
 /// What clones of a pool have in common, and those who wait for it.
 pub(super) struct Common<C, T, K, I: Io> {
     pub(super) shared: Arc<Shared<K, I>>,
-    key: Arc<KeyOf<T, K>>,
+    pub(super) key: Arc<KeyOf<T, K>>,
     /// Cloned for each dial. Not every connector is shared between threads.
     connector: Mutex<C>,
+    /// Where the target is for which somebody had to wait, and for which the next one may have to: the last such one,
+    /// until one for it has not.
+    crowded: AtomicUsize,
 }
 
 impl<C, T, K, I: Io> Common<C, T, K, I> {
+    /// Somebody has to wait for this target.
+    pub(super) fn crowd(&self, at: usize) {
+        // Written only where it changes: all threads read it.
+        if self.crowded.load(Relaxed) != at {
+            self.crowded.store(at, Relaxed);
+        }
+    }
+
+    /// Somebody did not have to.
+    pub(super) fn calm(&self, at: usize) {
+        if self.crowded.load(Relaxed) == at {
+            self.crowded.store(NOBODY, Relaxed);
+        }
+    }
+
     pub(super) fn connector(&self) -> MutexGuard<'_, C> {
         self.connector
             .lock()
@@ -92,11 +107,11 @@ where
             shared,
             key,
             connector: Mutex::new(connector),
+            crowded: AtomicUsize::new(NOBODY),
         };
         Self {
             common: Arc::new(common),
-            hint: usize::MAX,
-            is_crowded: false,
+            hint: NOWHERE,
         }
     }
 
@@ -153,58 +168,11 @@ where
     }
 }
 
-impl<C, T, K, I> Pool<C, T, K, I>
-where
-    C: Service<T, Response = Conn<I>> + Clone + Send + 'static,
-    C::Error: Into<BoxError>,
-    C::Future: Send,
-    T: Clone + Send + 'static,
-    K: Hash + Eq + Clone + Send + 'static,
-    I: Io,
-{
-    /// A get for which there was nothing idle; the lock is still held.
-    #[inline(never)]
-    fn wait(
-        common: &Arc<Common<C, T, K, I>>,
-        is_crowded: &mut bool,
-        books: Locked<'_, K, I>,
-        at: usize,
-        target: T,
-        since: Option<Instant>,
-    ) -> GetFuture<C, T, K, I> {
-        let shared = &common.shared;
-        let terms = terms(since.unwrap_or_else(now), shared.pooling.within);
-        let books = match shared.join(books, at, terms) {
-            Ok(ticket) => {
-                *is_crowded = true;
-                return GetFuture {
-                    state: State::Waiting(Get::new(Arc::clone(common), target, ticket)),
-                };
-            }
-            Err(books) => books,
-        };
-        let (ticket, dial) = match shared.line_up(books, at, terms) {
-            Ok(stands) => stands,
-            Err(refusal) => {
-                return GetFuture::known(Err(refuse(shared, refusal, terms, terms.since)));
-            }
-        };
-        let get = Get::new(Arc::clone(common), target, ticket);
-        if let Some(dial) = dial {
-            get.dial(dial);
-        }
-        GetFuture {
-            state: State::Waiting(get),
-        }
-    }
-}
-
 impl<C, T, K, I: Io> Clone for Pool<C, T, K, I> {
     fn clone(&self) -> Self {
         Self {
             common: Arc::clone(&self.common),
             hint: self.hint,
-            is_crowded: self.is_crowded,
         }
     }
 }
@@ -236,55 +204,41 @@ where
 
     #[inline]
     fn call(&mut self, target: T) -> Self::Future {
-        let shared = &self.common.shared;
-        // Where it is likely to be asked for, the clock is read before the lock is taken.
-        let since = self.is_crowded.then(now);
-        loop {
-            let key = (self.common.key)(&target);
-            let (at, mut pooled) = match shared.take_idle(key.known(), self.hint) {
-                Ok(idle) => idle,
-                Err((mut books, at)) => {
-                    let at = at.unwrap_or_else(|| books.enter(key.made()));
+        let common = &self.common;
+        // Where somebody waits, whoever comes is likely to, and is not in line before it is polled.
+        if common.crowded.load(Relaxed) != self.hint {
+            let key = (common.key)(&target);
+            match common
+                .shared
+                .get_idle(key.known(), self.hint)
+            {
+                Ok((at, conn)) => {
                     self.hint = at;
-                    return Self::wait(
-                        &self.common,
-                        &mut self.is_crowded,
-                        books,
-                        at,
-                        target,
-                        since,
-                    );
+                    return GetFuture {
+                        state: State::Served(Some(conn)),
+                    };
                 }
-            };
-            self.hint = at;
-            self.is_crowded = false;
-            let Held { io, record } = &mut *pooled.held;
-            match look(io, &record.watch).and_then(|()| ask(io)) {
-                Ok(()) => {
-                    shared.metrics.got_at_once();
-                    return GetFuture::known(Ok(pooled.lend(Served::Idle, Duration::ZERO)));
+                Err((books, at)) => {
+                    drop(books);
+                    self.hint = at.unwrap_or(NOWHERE);
                 }
-                Err(gone) => shared.let_go(pooled, gone),
             }
+        }
+        GetFuture {
+            state: State::Waiting(Get::new(Arc::clone(common), target, self.hint)),
         }
     }
 }
 
-/// From then until the pool's limit or the caller's deadline.
-#[inline]
-fn terms(since: Instant, within: Duration) -> Terms {
-    let own = later(since, within);
-    let callers = Deadline::current().instant();
-    let is_callers = callers.is_some_and(|callers| own.is_none_or(|own| callers < own));
-    Terms {
-        since,
-        by: if is_callers { callers } else { own },
-        is_callers,
-    }
-}
+/// Where no target is.
+const NOWHERE: usize = usize::MAX;
+
+/// Where none is either, and nobody looks for one.
+const NOBODY: usize = NOWHERE - 1;
 
 /// The future of [`Pool`].
 ///
+/// Unless it was served at once, it dials or stands in line with its first poll, and has taken nothing before that.
 /// Dropped, it leaves the queue without a trace. A dial that it has begun goes on, for whoever comes next.
 #[must_use = "futures do nothing unless polled"]
 pub struct GetFuture<C, T, K, I>
@@ -296,21 +250,9 @@ where
 }
 
 enum State<C, T, K, I: Io> {
-    /// None once it was told.
-    Known(Option<Result<Conn<PooledIo<I>>, PoolError>>),
+    /// One was idle; none once it was told.
+    Served(Option<Conn<PooledIo<I>>>),
     Waiting(Get<C, T, K, I>),
-}
-
-impl<C, T, K, I> GetFuture<C, T, K, I>
-where
-    K: Hash + Eq + Clone + Send + 'static,
-    I: Io,
-{
-    fn known(known: Result<Conn<PooledIo<I>>, PoolError>) -> Self {
-        Self {
-            state: State::Known(Some(known)),
-        }
-    }
 }
 
 // Nothing in it is polled where it lies.
@@ -333,9 +275,9 @@ where
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.state {
-            State::Known(known) => {
-                let known = known.take();
-                Poll::Ready(known.expect("polled again after it was ready"))
+            State::Served(conn) => {
+                let conn = conn.take();
+                Poll::Ready(Ok(conn.expect("polled again after it was ready")))
             }
             State::Waiting(get) => get.poll(cx),
         }
@@ -350,18 +292,18 @@ where
     #[inline]
     fn drop(&mut self) {
         match &mut self.state {
-            State::Known(None) => {}
-            State::Known(unseen) => put_back(unseen.take()),
-            State::Waiting(get) if get.is_over => {}
-            State::Waiting(get) => get.leave(),
+            State::Served(None) => {}
+            State::Served(unseen) => put_back(unseen.take()),
+            State::Waiting(get) if get.is_in_line() => get.leave(),
+            State::Waiting(_) => {}
         }
     }
 }
 
 /// What nobody has seen.
 #[cold]
-fn put_back<I: Io>(unseen: Option<Result<Conn<PooledIo<I>>, PoolError>>) {
-    if let Some(Ok(conn)) = unseen {
+fn put_back<I: Io>(unseen: Option<Conn<PooledIo<I>>>) {
+    if let Some(conn) = unseen {
         conn.reuse();
     }
 }
@@ -373,11 +315,9 @@ where
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.state {
-            State::Known(Some(Ok(_))) => "Served",
-            State::Known(Some(Err(_))) => "Failed",
-            State::Known(None) => "Over",
-            State::Waiting(get) if get.is_over => "Over",
-            State::Waiting(_) => "Waiting",
+            State::Served(Some(_)) => "Served",
+            State::Served(None) => "Over",
+            State::Waiting(get) => get.name(),
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     hash::Hash,
+    ops::ControlFlow,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -27,8 +28,12 @@ use super::{
     watch::{ask, look},
 };
 use crate::{
-    base::{error::BoxError, io::Io, time::now},
-    conn::Conn,
+    base::{
+        error::BoxError,
+        io::Io,
+        time::{later, now},
+    },
+    conn::{Conn, Deadline},
 };
 
 /// A get that did not find what it wants at once.
@@ -38,20 +43,22 @@ pub(super) struct Get<C, T, K, I: Io> {
     /// Held as what it is, so that the future asks nothing of the connector: what is asked of its error would keep
     /// compilers from seeing that a task that gets may move between threads.
     begin: fn(Place<I>, C, T) -> AbortHandle,
-    ticket: Ticket,
-    clock: Clock,
-    /// It was told what there was to tell.
-    pub(super) is_over: bool,
+    stage: Stage,
 }
 
-/// Who keeps the time of a get.
-enum Clock {
-    /// It has not waited yet.
-    New,
-    /// The pool's own task, which runs where the get is polled.
-    Pools,
-    /// The get, since the runtime of the pool is another one, and may not run at all.
-    Own(Pin<Box<Sleep>>),
+/// How far it has come. Small, since the future of a get is moved before it is polled: what there is to know of one that
+/// waits is where those who wait are.
+enum Stage {
+    /// It was not polled, and there is nothing of it anywhere. The deadline is the one that the call found.
+    New { deadline: Deadline, hint: usize },
+    InLine {
+        /// Where it is among those who wait.
+        key: usize,
+        /// It keeps its own time, since the runtime of the pool is another one, and may not run at all.
+        clock: Option<Pin<Box<Sleep>>>,
+    },
+    /// It was told what there was to tell.
+    Over,
 }
 
 impl<C, T, K, I> Get<C, T, K, I>
@@ -62,14 +69,13 @@ where
     T: Send + 'static,
     I: Io,
 {
-    pub(super) fn new(common: Arc<Common<C, T, K, I>>, target: T, ticket: Ticket) -> Self {
+    pub(super) fn new(common: Arc<Common<C, T, K, I>>, target: T, hint: usize) -> Self {
+        let deadline = Deadline::current();
         Self {
             common,
             target,
             begin: dial::begin,
-            ticket,
-            clock: Clock::New,
-            is_over: false,
+            stage: Stage::New { deadline, hint },
         }
     }
 }
@@ -81,43 +87,55 @@ where
     K: Hash + Eq + Clone + Send + 'static,
     I: Io,
 {
-    pub(super) fn dial(&self, number: u64) {
-        let Ticket { target: at, .. } = self.ticket;
+    fn dial(&self, ticket: Ticket, number: u64) {
         self.common
             .shared
-            .begin(at, number, Some(self.ticket), |place| {
+            .begin(ticket.target, number, Some(ticket), |place| {
                 let connector = self.common.connector().clone();
                 (self.begin)(place, connector, self.target.clone())
             });
     }
 
-    /// Looks what it has been given.
+    /// Begins, or looks what it has been given.
     #[inline(never)]
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Conn<PooledIo<I>>, PoolError>> {
-        assert!(!self.is_over, "polled again after it was ready");
+        if let Stage::New { deadline, hint } = self.stage {
+            match self.begin(deadline, hint, cx) {
+                ControlFlow::Break(over) => {
+                    self.stage = Stage::Over;
+                    return Poll::Ready(over);
+                }
+                ControlFlow::Continue(by) => ready!(self.set_clock(by, cx)),
+            }
+        }
         loop {
+            let Stage::InLine { key, .. } = self.stage else {
+                panic!("polled again after it was ready");
+            };
             let shared = &self.common.shared;
-            match shared.ask(self.ticket, cx.waker()) {
+            match shared.ask(key, cx.waker()) {
                 Asked::Waits(by, outdated) => {
                     drop(outdated);
                     ready!(self.poll_time(by, cx));
                 }
-                Asked::Place(dial) => self.dial(dial),
-                Asked::Refused(refusal, at, terms) => {
-                    self.is_over = true;
+                Asked::Place(ticket, dial) => self.dial(ticket, dial),
+                Asked::Refused(refused, terms) => {
+                    self.stage = Stage::Over;
+                    let (refusal, at) = *refused;
                     return Poll::Ready(Err(refuse(shared, refusal, terms, at)));
                 }
                 Asked::Member {
                     member: mut pooled,
                     is_fresh,
+                    number,
                     terms,
                     at,
                 } => {
                     // Its ticket is void, whatever panics from here on.
-                    self.is_over = true;
+                    self.stage = Stage::Over;
                     let at = at.unwrap_or_else(now);
                     let waited = at.saturating_duration_since(terms.since);
                     if is_fresh {
@@ -134,7 +152,7 @@ where
                             return Poll::Ready(Ok(conn));
                         }
                         Err(gone) => {
-                            if let Some(over) = self.again(pooled, gone, terms) {
+                            if let Some(over) = self.again(number, terms, pooled, gone) {
                                 return Poll::Ready(over);
                             }
                         }
@@ -144,43 +162,86 @@ where
         }
     }
 
-    /// Ready once its time is up and it has said so.
-    fn poll_time(&mut self, by: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(by) = by else {
+    /// Takes one that is idle, or stands in line with its waker until the time that is returned, in one turn of the
+    /// lock.
+    #[inline(never)]
+    fn begin(
+        &mut self,
+        deadline: Deadline,
+        hint: usize,
+        cx: &Context<'_>,
+    ) -> ControlFlow<Result<Conn<PooledIo<I>>, PoolError>, Option<Instant>> {
+        let Common { shared, key, .. } = &*self.common;
+        // Both are likely to be asked for, and are had before the lock is taken.
+        let waker = cx.waker().clone();
+        let terms = Terms::new(now(), shared.pooling.within, deadline);
+        let key = key(&self.target);
+        let (mut books, at) = match shared.get_idle(key.known(), hint) {
+            Ok((at, conn)) => {
+                self.common.calm(at);
+                return ControlFlow::Break(Ok(conn));
+            }
+            Err(none) => none,
+        };
+        let at = at.unwrap_or_else(|| books.enter(key.made()));
+        let (ticket, dial) = match shared.line_up(books, at, terms, waker) {
+            Ok(stands) => stands,
+            Err(refusal) => {
+                let error = refuse(shared, refusal, terms, terms.since);
+                return ControlFlow::Break(Err(error));
+            }
+        };
+        self.stage = Stage::InLine {
+            key: ticket.key,
+            clock: None,
+        };
+        match dial {
+            Some(dial) => self.dial(ticket, dial),
+            None => self.common.crowd(at),
+        }
+        ControlFlow::Continue(terms.by)
+    }
+
+    /// For one that begins to wait: who keeps its time, and whether that is up.
+    fn set_clock(&mut self, by: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(sleep) = by.and_then(|by| self.common.shared.sleep_elsewhere(by)) else {
             return Poll::Pending;
         };
-        let shared = &self.common.shared;
-        match &mut self.clock {
-            Clock::New => {
-                let Some(mut sleep) = shared.sleep_elsewhere(by) else {
-                    self.clock = Clock::Pools;
-                    return Poll::Pending;
-                };
-                let asleep = sleep.as_mut().poll(cx);
-                self.clock = Clock::Own(sleep);
-                ready!(asleep);
-            }
-            Clock::Own(sleep) => ready!(sleep.as_mut().poll(cx)),
-            Clock::Pools if by > now() => return Poll::Pending,
-            Clock::Pools => {}
+        if let Stage::InLine { clock, .. } = &mut self.stage {
+            *clock = Some(sleep);
         }
-        let now = now();
-        shared.with(|books| books.give_up(self.ticket, now));
+        self.poll_time(by, cx)
+    }
+
+    /// Ready once its time is up and it has said so.
+    fn poll_time(&mut self, by: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
+        let (Some(by), Stage::InLine { key, clock }) = (by, &mut self.stage) else {
+            return Poll::Pending;
+        };
+        match clock {
+            Some(sleep) => ready!(sleep.as_mut().poll(cx)),
+            None if by > now() => return Poll::Pending,
+            None => {}
+        }
+        let (key, now) = (*key, now());
+        let shared = &self.common.shared;
+        shared.with(|books| books.give_up(key, now));
         Poll::Ready(())
     }
 
     /// It was given a connection that is dead: back in line first, so that the place goes to nobody who came later.
     fn again(
         &mut self,
+        number: u64,
+        terms: Terms,
         dead: Pooled<I>,
         gone: Gone,
-        terms: Terms,
     ) -> Option<Result<Conn<PooledIo<I>>, PoolError>> {
         let (mut dead, mut gone) = (dead, gone);
         loop {
-            let (ticket, now) = (self.ticket, now());
+            let (at, now) = (dead.target(), now());
             let shared = &self.common.shared;
-            let got = shared.with(|books| books.get_again(ticket, terms, now));
+            let got = shared.with(|books| books.get_again(at, number, terms, now));
             match got {
                 Ok(Got::Idle(mut pooled)) => {
                     shared.let_go(dead, gone);
@@ -194,11 +255,15 @@ where
                     }
                 }
                 Ok(Got::Wait(ticket, dial)) => {
-                    self.ticket = ticket;
-                    self.is_over = false;
-                    self.common.shared.let_go(dead, gone);
+                    self.stage = Stage::InLine {
+                        key: ticket.key,
+                        clock: terms
+                            .by
+                            .and_then(|by| shared.sleep_elsewhere(by)),
+                    };
+                    shared.let_go(dead, gone);
                     if let Some(dial) = dial {
-                        self.dial(dial);
+                        self.dial(ticket, dial);
                     }
                     return None;
                 }
@@ -216,17 +281,46 @@ where
     K: Hash + Eq + Clone + Send + 'static,
     I: Io,
 {
+    pub(super) fn is_in_line(&self) -> bool {
+        matches!(self.stage, Stage::InLine { .. })
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        match self.stage {
+            Stage::New { .. } => "New",
+            Stage::InLine { .. } => "Waiting",
+            Stage::Over => "Over",
+        }
+    }
+
     #[cold]
     pub(super) fn leave(&self) {
+        let Stage::InLine { key, .. } = self.stage else {
+            return;
+        };
         let now = now();
         let shared = &self.common.shared;
-        let (terms, left) = shared.with(|books| books.leave(self.ticket, now));
+        let (terms, left) = shared.with(|books| books.leave(key, now));
         let waited = now.saturating_duration_since(terms.since);
         shared
             .metrics
             .got(Outcome::Left, waited);
         if let Some((pooled, is_fresh)) = left {
             shared.take_in(pooled, is_fresh);
+        }
+    }
+}
+
+impl Terms {
+    /// From then until the pool's limit or the caller's deadline.
+    fn new(since: Instant, within: Duration, callers: Deadline) -> Self {
+        let own = later(since, within);
+        let callers = callers.instant();
+        let is_callers = callers.is_some_and(|callers| own.is_none_or(|own| callers < own));
+        Self {
+            since,
+            by: if is_callers { callers } else { own },
+            is_callers,
         }
     }
 }

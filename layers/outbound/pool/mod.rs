@@ -50,12 +50,16 @@
 //!             └ too many wait, or the target is down ───────────────────────────► refused at once
 //! ```
 //!
+//! A get that finds nothing idle begins with its first poll: it dials or stands in line then, behind all who were polled
+//! before it, and its time runs from then on. One that is dropped before that has taken nothing.
+//!
 //! One that waits takes whichever comes first, its own dial or a connection that somebody gives back; the other is
 //! kept for whoever comes next. Those who wait for a target are served in the order of their coming. A dial that
 //! fails is the failure of whoever asked for it, and lets the next one dial.
 //!
 //! One deadline covers all of it, however many connections turn out to be dead: [`Pooling::within`], or the
-//! [`Deadline`](crate::Deadline) of the caller's request if that is earlier. It does not cover the dial, which has
+//! [`Deadline`](crate::Deadline) of the caller's request if that is earlier, which is the one that is current where the
+//! pool is called. It does not cover the dial, which has
 //! [a limit of its own](Pooling::dial_within) and goes on when its caller has left, unless somebody who waits for
 //! another target needs its place: else callers with little time would never get a connection at all. The pool's own
 //! task keeps these deadlines; a get in another runtime keeps its own as well, if that runtime can keep time, for the
@@ -132,7 +136,8 @@
 //!
 //! # Cancel safety
 //!
-//! A get that is dropped leaves the queue without a trace, and gives back what it was given.
+//! A get that is dropped leaves the queue without a trace, and gives back what it was given. One that was never polled
+//! was never in the queue, and counts as nothing.
 //!
 //! # On drop
 //!

@@ -119,7 +119,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
                 return self.after.refused.push(refusal);
             }
         };
-        waiter.given = Given::Refused(refusal, now);
+        waiter.given = Given::Refused(Box::new((refusal, now)));
         let waker = waiter.waker.take();
         let (target, number, has_dialled) = (waiter.target, waiter.number, waiter.has_dialled);
         self.wake(waker);

@@ -15,15 +15,17 @@ pub(super) enum Asked<C> {
     /// Nothing so far: it waits until then. Whom it had woken before is to be dropped without the lock.
     Waits(Option<Instant>, Option<Waker>),
     /// A place: dial, under this number.
-    Place(u64),
+    Place(Ticket, u64),
     Member {
         member: C,
         is_fresh: bool,
+        /// The number under which it has waited.
+        number: u64,
         terms: Terms,
         /// What the clock said after that, if somebody has read it.
         at: Option<Instant>,
     },
-    Refused(Refusal, Instant, Terms),
+    Refused(Box<(Refusal, Instant)>, Terms),
 }
 
 impl Terms {
@@ -39,6 +41,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         &mut self,
         at: usize,
         terms: Terms,
+        waker: Option<Waker>,
     ) -> Result<(Ticket, Option<u64>), Refusal> {
         let refusal = if self.closed {
             Some(Refusal::Closed)
@@ -48,28 +51,31 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             None
         };
         if let Some(refusal) = refusal {
+            self.after.outdated = waker;
             self.tidy(at, terms.since);
             return Err(refusal);
         }
         self.readings += 1;
         self.latest = Some(terms.since);
-        self.stand_in_line(at, None, terms, terms.since)
+        self.stand_in_line(at, None, terms, terms.since, waker)
     }
 
-    /// The same where nothing is to be found out: all places are in use, and nothing else is the matter.
+    /// The same where [nothing is to be found out](Self::can_but_wait).
     #[inline(always)]
-    pub(super) fn join(&mut self, at: usize, terms: Terms) -> Option<Ticket> {
-        if self.closed || terms.are_over() || !self.has_nothing_for(at) {
-            return None;
-        }
+    pub(super) fn join(&mut self, at: usize, terms: Terms, waker: Option<Waker>) -> Ticket {
         self.readings += 1;
         self.latest = Some(terms.since);
         self.queued += 1;
-        Some(self.join_line(at, None, terms, false))
+        self.join_line(at, None, terms, false, waker)
     }
 
-    /// Whether there is no place for one more who waits for this target, nor any to be made.
-    fn has_nothing_for(&self, at: usize) -> bool {
+    /// Whether all places are in use, so that there is none for one more who waits for this target, nor any to be made,
+    /// and nothing else is the matter.
+    #[inline(always)]
+    pub(super) fn can_but_wait(&self, at: usize, terms: &Terms) -> bool {
+        if self.closed || terms.are_over() {
+            return false;
+        }
         let Counts {
             open, idle, dials, ..
         } = self.counts;
@@ -84,19 +90,19 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
     /// Once more, for one whose connection was dead, and has its place still: it stands where it stood.
     pub(super) fn get_again(
         &mut self,
-        ticket: Ticket,
+        at: usize,
+        number: u64,
         terms: Terms,
         now: Instant,
     ) -> Result<Got<C>, Refusal> {
         if self.closed {
             return Err(Refusal::Closed);
         }
-        let (at, number) = (ticket.target, Some(ticket.number));
         if let Some(idle) = self.targets[at].idle.pop_back() {
             self.counts.idle -= 1;
             return Ok(Got::Idle(idle.member));
         }
-        let (ticket, dial) = self.stand_in_line(at, number, terms, now)?;
+        let (ticket, dial) = self.stand_in_line(at, Some(number), terms, now, None)?;
         Ok(Got::Wait(ticket, dial))
     }
 
@@ -106,6 +112,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         number: Option<u64>,
         terms: Terms,
         now: Instant,
+        waker: Option<Waker>,
     ) -> Result<(Ticket, Option<u64>), Refusal> {
         let dial = self.claim(at, now);
         if dial.is_none() {
@@ -118,13 +125,14 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
                 None
             };
             if let Some(refusal) = refusal {
+                self.after.outdated = waker;
                 self.tidy(at, now);
                 return Err(refusal);
             }
             self.queued += 1;
             self.look_for_room(at, now);
         }
-        let ticket = self.join_line(at, number, terms, dial.is_some());
+        let ticket = self.join_line(at, number, terms, dial.is_some(), waker);
         Ok((ticket, dial))
     }
 
@@ -135,6 +143,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         number: Option<u64>,
         terms: Terms,
         has_dialled: bool,
+        waker: Option<Waker>,
     ) -> Ticket {
         let key = self.waiters.vacant_key();
         let waiting = &mut self.targets[at].waiting;
@@ -153,7 +162,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         self.waiters.insert(Waiter {
             number,
             target: at,
-            waker: None,
+            waker,
             has_dialled,
             given: Given::Nothing,
             terms,
@@ -170,8 +179,8 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
 
     /// What somebody who waits has got; a connection or a refusal ends the waiting.
     #[inline]
-    pub(super) fn ask(&mut self, ticket: Ticket, waker: &Waker) -> Asked<C> {
-        let waiter = &mut self.waiters[ticket.key];
+    pub(super) fn ask(&mut self, key: usize, waker: &Waker) -> Asked<C> {
+        let waiter = &mut self.waiters[key];
         match waiter.given {
             Given::Nothing => {
                 let known = waiter.waker.as_ref();
@@ -184,11 +193,21 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             }
             Given::Place(dial) => {
                 waiter.given = Given::Nothing;
-                return Asked::Place(dial);
+                let ticket = Ticket {
+                    number: waiter.number,
+                    target: waiter.target,
+                    key,
+                };
+                return Asked::Place(ticket, dial);
             }
             Given::Member { .. } | Given::Refused(..) => {}
         }
-        let Waiter { given, terms, .. } = self.waiters.remove(ticket.key);
+        let Waiter {
+            number,
+            given,
+            terms,
+            ..
+        } = self.waiters.remove(key);
         match given {
             Given::Member {
                 member,
@@ -197,32 +216,33 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             } => Asked::Member {
                 member,
                 is_fresh,
+                number,
                 terms,
                 at: self
                     .latest
                     .filter(|_| self.readings > seen),
             },
-            Given::Refused(refusal, at) => Asked::Refused(refusal, at, terms),
+            Given::Refused(refused) => Asked::Refused(refused, terms),
             Given::Nothing | Given::Place(_) => Asked::Waits(None, None),
         }
     }
 
     /// Somebody's time is up, unless it was given something before that.
-    pub(super) fn give_up(&mut self, ticket: Ticket, now: Instant) {
-        let connecting = self.waiters[ticket.key].has_dialled;
-        self.refuse(ticket.key, Refusal::Elapsed { connecting }, now);
+    pub(super) fn give_up(&mut self, key: usize, now: Instant) {
+        let connecting = self.waiters[key].has_dialled;
+        self.refuse(key, Refusal::Elapsed { connecting }, now);
     }
 
     /// Somebody waits no longer; returns the connection that it was given and has not seen.
-    pub(super) fn leave(&mut self, ticket: Ticket, now: Instant) -> (Terms, Option<(C, bool)>) {
-        let mut waiter = self.waiters.remove(ticket.key);
+    pub(super) fn leave(&mut self, key: usize, now: Instant) -> (Terms, Option<(C, bool)>) {
+        let mut waiter = self.waiters.remove(key);
         let terms = waiter.terms;
         self.after.outdated = waiter.waker.take();
         match waiter.given {
             Given::Member {
                 member, is_fresh, ..
             } => return (terms, Some((member, is_fresh))),
-            Given::Refused(refusal, _) => self.after.refused.push(refusal),
+            Given::Refused(refused) => self.after.refused.push(refused.0),
             Given::Nothing | Given::Place(_) => {
                 self.strike(waiter.target, waiter.number, waiter.has_dialled, now);
                 match waiter.given {

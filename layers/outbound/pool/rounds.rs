@@ -430,6 +430,7 @@ mod tests {
                 by: None,
                 is_callers: false,
             },
+            None,
         );
 
         assert!(waits.is_ok() && books.armed.is_none());

@@ -1,7 +1,7 @@
 //! The turns of the lock that nearly every get and every return takes: each as short as can be, with what changes known
 //! beforehand. Whatever is not as usual goes [the general way](Shared::with).
 
-use std::{hash::Hash, mem::take, pin::Pin, sync::Arc, task::Waker};
+use std::{hash::Hash, mem::take, pin::Pin, sync::Arc, task::Waker, time::Duration};
 
 use tokio::{
     runtime::Handle,
@@ -14,12 +14,15 @@ use super::{
     queue::Asked,
     returns::Kept,
     shared::{Locked, Shared, lock, regardless},
-    stream::{Held, Home, Pooled},
-    watch::listen,
+    stream::{Held, Home, Pooled, PooledIo, Served},
+    watch::{ask, listen, look},
 };
-use crate::base::{
-    io::Io,
-    time::{now, require_driver},
+use crate::{
+    base::{
+        io::Io,
+        time::{now, require_driver},
+    },
+    conn::Conn,
 };
 
 /// The lock, and where the target is, if it is known at all.
@@ -31,7 +34,7 @@ where
     I: Io,
 {
     /// The connection that was given back last, and where its target is.
-    #[inline]
+    #[inline(always)]
     pub(super) fn take_idle(
         &self,
         key: &K,
@@ -51,45 +54,68 @@ where
         Ok(taken)
     }
 
-    /// Stands in line, with a dial if there is a place for it.
-    #[inline(never)]
+    /// One that is idle and is what it was; or as above.
+    #[inline(always)]
+    pub(super) fn get_idle(
+        &self,
+        key: &K,
+        hint: usize,
+    ) -> Result<(usize, Conn<PooledIo<I>>), NoneIdle<'_, K, I>> {
+        loop {
+            let (at, mut pooled) = self.take_idle(key, hint)?;
+            let Held { io, record } = &mut *pooled.held;
+            match look(io, &record.watch).and_then(|()| ask(io)) {
+                Ok(()) => {
+                    self.metrics.got_at_once();
+                    return Ok((at, pooled.lend(Served::Idle, Duration::ZERO)));
+                }
+                Err(gone) => self.let_go(pooled, gone),
+            }
+        }
+    }
+
+    /// Stands in line, with a dial if there is a place for it. The waker is called when there is something to
+    /// [ask](Self::ask).
+    #[inline(always)]
     pub(super) fn line_up(
         &self,
         mut books: Locked<'_, K, I>,
         at: usize,
         terms: Terms,
+        waker: Waker,
     ) -> Result<(Ticket, Option<u64>), Refusal> {
-        let before = books.counts;
-        let stands = books.line_up(at, terms);
-        self.unlock(books, before);
-        stands
-    }
-
-    /// The same where nothing is to be found out; or the lock.
-    #[inline(always)]
-    pub(super) fn join<'a>(
-        &self,
-        mut books: Locked<'a, K, I>,
-        at: usize,
-        terms: Terms,
-    ) -> Result<Ticket, Locked<'a, K, I>> {
-        let Some(ticket) = books.join(at, terms) else {
-            return Err(books);
-        };
+        if !books.can_but_wait(at, &terms) {
+            return self.line_up_or_dial(books, at, terms, waker);
+        }
+        let ticket = books.join(at, terms, Some(waker));
         let rouse = take(&mut books.after.rouse);
         drop(books);
         self.metrics.waits();
         if rouse {
             self.calls.signal.notify_one();
         }
-        Ok(ticket)
+        Ok((ticket, None))
+    }
+
+    #[inline(never)]
+    fn line_up_or_dial(
+        &self,
+        mut books: Locked<'_, K, I>,
+        at: usize,
+        terms: Terms,
+        waker: Waker,
+    ) -> Result<(Ticket, Option<u64>), Refusal> {
+        let before = books.counts;
+        let stands = books.line_up(at, terms, Some(waker));
+        self.unlock(books, before);
+        stands
     }
 
     /// What somebody who waits has got.
     #[inline]
-    pub(super) fn ask(&self, ticket: Ticket, waker: &Waker) -> Asked<Pooled<I>> {
+    pub(super) fn ask(&self, key: usize, waker: &Waker) -> Asked<Pooled<I>> {
         // It changes no number, and leaves nothing to be done.
-        self.lock().ask(ticket, waker)
+        self.lock().ask(key, waker)
     }
 
     /// Watches a connection that nobody uses, and keeps it or gives it to whoever waits.

@@ -37,7 +37,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    task::Poll,
+    task::{Poll, Waker},
     time::Duration,
 };
 
@@ -86,6 +86,8 @@ impl Member for Thing {
 thread_local! {
     /// The fault: whoever changes the books wakes nobody. (All threads of a model are one thread of the test.)
     static MUTE: Cell<bool> = const { Cell::new(false) };
+    /// The fault: whoever comes to stand in line leaves no waker there.
+    static SHY: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The books, and by what a dial is called off.
@@ -215,8 +217,9 @@ impl Pool {
         self: &Arc<Self>,
         to: u8,
         within: Option<Duration>,
+        waker: Option<Waker>,
     ) -> Result<Result<Thing, Ticket>, Refusal> {
-        match self.ask_for(to, within)? {
+        match self.ask_for(to, within, waker)? {
             Got::Idle(thing) => Ok(Ok(thing)),
             Got::Wait(ticket, dial) => {
                 if let Some(dial) = dial {
@@ -227,32 +230,37 @@ impl Pool {
         }
     }
 
-    /// One that is idle, or a place in the line, in one turn.
-    fn ask_for(&self, to: u8, within: Option<Duration>) -> Result<Got<Thing>, Refusal> {
+    /// One that is idle, or a place in the line for whoever is woken by `waker`, in one turn.
+    fn ask_for(
+        &self,
+        to: u8,
+        within: Option<Duration>,
+        waker: Option<Waker>,
+    ) -> Result<Got<Thing>, Refusal> {
         let terms = self.terms(within);
         self.with(|books| match books.take_idle(&to, 0) {
             Ok((_, thing)) => Ok(Got::Idle(thing)),
             Err(at) => {
                 let at = at.unwrap_or_else(|| books.enter(to));
-                if let Some(ticket) = books.join(at, terms) {
-                    return Ok(Got::Wait(ticket, None));
+                if books.can_but_wait(at, &terms) {
+                    return Ok(Got::Wait(books.join(at, terms, waker), None));
                 }
-                let (ticket, dial) = books.line_up(at, terms)?;
+                let (ticket, dial) = books.line_up(at, terms, waker)?;
                 Ok(Got::Wait(ticket, dial))
             }
         })
     }
 
     fn begin(self: &Arc<Self>, to: u8) -> Result<Thing, Ticket> {
-        self.try_begin(to, None).unwrap()
+        self.try_begin(to, None, None).unwrap()
     }
 
     fn wait(self: &Arc<Self>, ticket: Ticket) -> impl Future<Output = Option<Thing>> {
         poll_fn(move |cx| {
             loop {
-                match self.with(|books| books.ask(ticket, cx.waker())) {
+                match self.with(|books| books.ask(ticket.key, cx.waker())) {
                     Asked::Waits(..) => return Poll::Pending,
-                    Asked::Place(dial) => self.dial(ticket.target, dial, Some(ticket)),
+                    Asked::Place(ticket, dial) => self.dial(ticket.target, dial, Some(ticket)),
                     Asked::Member { member, .. } => return Poll::Ready(Some(member)),
                     Asked::Refused(..) => return Poll::Ready(None),
                 }
@@ -266,10 +274,22 @@ impl Pool {
 
     /// None if it is refused.
     fn get_within(self: &Arc<Self>, to: u8, within: Option<Duration>) -> Option<Thing> {
-        match self.try_begin(to, within).ok()? {
-            Ok(thing) => Some(thing),
-            Err(ticket) => block_on(self.wait(ticket)),
-        }
+        let mut waiting = None;
+        block_on(poll_fn(|cx| {
+            // Once it stands in line it has left its waker there, and asks when it is woken.
+            let Some(waiting) = &mut waiting else {
+                let waker = (!SHY.get()).then(|| cx.waker().clone());
+                return match self.try_begin(to, within, waker) {
+                    Ok(Ok(thing)) => Poll::Ready(Some(thing)),
+                    Ok(Err(ticket)) => {
+                        waiting = Some(Box::pin(self.wait(ticket)));
+                        Poll::Pending
+                    }
+                    Err(_) => Poll::Ready(None),
+                };
+            };
+            waiting.as_mut().poll(cx)
+        }))
     }
 
     fn give_back(&self, thing: Thing) {
@@ -319,6 +339,14 @@ fn is_found_when_mute(scene: fn()) -> bool {
     found
 }
 
+/// Whether it fails when nobody leaves word whom to wake.
+fn is_found_when_shy(scene: fn()) -> bool {
+    SHY.set(true);
+    let found = is_found(scene);
+    SHY.set(false);
+    found
+}
+
 // === A connection is one caller's at a time, and there are no more than the limit
 
 /// Three who come twice each, one of whom never gives back.
@@ -349,6 +377,7 @@ fn three_share(limit: usize, may_be: usize) {
 fn no_more_connections_than_the_limit_are_out_and_everybody_gets_one() {
     // Two where there should be one.
     assert!(is_found(|| three_share(2, 1)));
+    assert!(is_found_when_shy(|| three_share(1, 1)));
     assert!(is_found_when_mute(|| three_share(1, 1)));
 
     explore(|| three_share(1, 1));
@@ -401,7 +430,7 @@ fn one_gives_up() {
         match over {
             Poll::Ready(thing) => given_up.give_back(thing.unwrap()),
             Poll::Pending => {
-                let (_, left) = given_up.with(|books| books.leave(ticket, given_up.now()));
+                let (_, left) = given_up.with(|books| books.leave(ticket.key, given_up.now()));
                 if let Some((thing, _)) = left {
                     given_up.give_back(thing);
                 }
