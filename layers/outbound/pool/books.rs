@@ -27,6 +27,7 @@ use super::{
     fates::{Gone, Refusal},
     health::{ConnectBackoff, Health},
     rounds::Walk,
+    waiters::Waiters,
 };
 
 /// What is kept here: a connection, of which only this matters.
@@ -78,7 +79,7 @@ pub(super) struct Books<K, C, A, W> {
     pub(super) wake: Option<Waker>,
     pub(super) after: After<C, A, W>,
     pub(super) targets: Slab<Target<K, C, A, W>>,
-    pub(super) waiters: Slab<Waiter<C>>,
+    pub(super) waiters: Waiters<C>,
     pub(super) index: HashMap<K, usize>,
     /// Of those who wait, so many have not had a place to dial in yet.
     pub(super) queued: usize,
@@ -213,17 +214,6 @@ pub(super) struct Idle<C> {
     pub(super) member: C,
 }
 
-#[derive(Debug)]
-pub(super) struct Waiter<C> {
-    pub(super) number: u64,
-    pub(super) target: usize,
-    pub(super) waker: Option<Waker>,
-    /// It has had a place to dial in.
-    pub(super) has_dialled: bool,
-    pub(super) given: Given<C>,
-    pub(super) terms: Terms,
-}
-
 /// Since when somebody waits, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Terms {
@@ -274,7 +264,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             wake: None,
             after: After::default(),
             targets: Slab::new(),
-            waiters: Slab::new(),
+            waiters: Waiters::new(),
             index: HashMap::new(),
             queued: 0,
             remembered: 0,

@@ -184,22 +184,26 @@ where
             Err(none) => none,
         };
         let at = at.unwrap_or_else(|| books.enter(key.made()));
-        let (ticket, dial) = match shared.line_up(books, at, terms, waker) {
-            Ok(stands) => stands,
+        if books.can_but_wait(at, &terms) {
+            let key = shared.join(books, at, terms, waker);
+            self.common.crowd(at);
+            self.stage = Stage::InLine { key, clock: None };
+            return ControlFlow::Continue(terms.by);
+        }
+        match shared.line_up(books, at, terms, waker) {
+            Ok((ticket, dial)) => {
+                let key = ticket.key;
+                self.stage = Stage::InLine { key, clock: None };
+                if let Some(dial) = dial {
+                    self.dial(ticket, dial);
+                }
+                ControlFlow::Continue(terms.by)
+            }
             Err(refusal) => {
                 let error = refuse(shared, refusal, terms, terms.since);
-                return ControlFlow::Break(Err(error));
+                ControlFlow::Break(Err(error))
             }
-        };
-        self.stage = Stage::InLine {
-            key: ticket.key,
-            clock: None,
-        };
-        match dial {
-            Some(dial) => self.dial(ticket, dial),
-            None => self.common.crowd(at),
         }
-        ControlFlow::Continue(terms.by)
     }
 
     /// For one that begins to wait: who keeps its time, and whether that is up.

@@ -163,6 +163,7 @@ mod settings;
 mod shared;
 mod stream;
 mod turns;
+mod waiters;
 mod warmth;
 mod watch;
 

@@ -1,11 +1,11 @@
 //! Standing in line: who comes, what is said to whoever asks, who leaves.
 
-use std::{hash::Hash, task::Waker};
+use std::{hash::Hash, mem::take, task::Waker};
 
 use tokio::time::Instant;
 
 use super::{
-    books::{Books, Counts, Given, Got, Member, Terms, Ticket, Waiter},
+    books::{Books, Counts, Given, Got, Member, Terms, Ticket},
     fates::Refusal,
 };
 
@@ -145,7 +145,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         has_dialled: bool,
         waker: Option<Waker>,
     ) -> Ticket {
-        let key = self.waiters.vacant_key();
+        let key = self.waiters.next();
         let waiting = &mut self.targets[at].waiting;
         let number = match number {
             None => {
@@ -159,14 +159,8 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
                 number
             }
         };
-        self.waiters.insert(Waiter {
-            number,
-            target: at,
-            waker,
-            has_dialled,
-            given: Given::Nothing,
-            terms,
-        });
+        self.waiters
+            .enter(number, at, terms, has_dialled, waker);
         self.counts.waiting += 1;
         self.enter_lines(at);
         self.arm_wait(terms.by);
@@ -181,7 +175,8 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
     #[inline]
     pub(super) fn ask(&mut self, key: usize, waker: &Waker) -> Asked<C> {
         let waiter = &mut self.waiters[key];
-        match waiter.given {
+        let (number, terms) = (waiter.number, waiter.terms);
+        match take(&mut waiter.given) {
             Given::Nothing => {
                 let known = waiter.waker.as_ref();
                 let outdated = if known.is_some_and(|known| known.will_wake(waker)) {
@@ -189,41 +184,36 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
                 } else {
                     waiter.waker.replace(waker.clone())
                 };
-                return Asked::Waits(waiter.terms.by, outdated);
+                Asked::Waits(terms.by, outdated)
             }
             Given::Place(dial) => {
-                waiter.given = Given::Nothing;
                 let ticket = Ticket {
-                    number: waiter.number,
+                    number,
                     target: waiter.target,
                     key,
                 };
-                return Asked::Place(ticket, dial);
+                Asked::Place(ticket, dial)
             }
-            Given::Member { .. } | Given::Refused(..) => {}
-        }
-        let Waiter {
-            number,
-            given,
-            terms,
-            ..
-        } = self.waiters.remove(key);
-        match given {
             Given::Member {
                 member,
                 is_fresh,
                 seen,
-            } => Asked::Member {
-                member,
-                is_fresh,
-                number,
-                terms,
-                at: self
-                    .latest
-                    .filter(|_| self.readings > seen),
-            },
-            Given::Refused(refused) => Asked::Refused(refused, terms),
-            Given::Nothing | Given::Place(_) => Asked::Waits(None, None),
+            } => {
+                self.waiters.free(key);
+                Asked::Member {
+                    member,
+                    is_fresh,
+                    number,
+                    terms,
+                    at: self
+                        .latest
+                        .filter(|_| self.readings > seen),
+                }
+            }
+            Given::Refused(refused) => {
+                self.waiters.free(key);
+                Asked::Refused(refused, terms)
+            }
         }
     }
 
@@ -235,21 +225,26 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
 
     /// Somebody waits no longer; returns the connection that it was given and has not seen.
     pub(super) fn leave(&mut self, key: usize, now: Instant) -> (Terms, Option<(C, bool)>) {
-        let mut waiter = self.waiters.remove(key);
-        let terms = waiter.terms;
+        let waiter = &mut self.waiters[key];
+        let (target, number, has_dialled) = (waiter.target, waiter.number, waiter.has_dialled);
+        let (terms, given) = (waiter.terms, take(&mut waiter.given));
         self.after.outdated = waiter.waker.take();
-        match waiter.given {
+        self.waiters.free(key);
+        let unused = match given {
             Given::Member {
                 member, is_fresh, ..
             } => return (terms, Some((member, is_fresh))),
-            Given::Refused(refused) => self.after.refused.push(refused.0),
-            Given::Nothing | Given::Place(_) => {
-                self.strike(waiter.target, waiter.number, waiter.has_dialled, now);
-                match waiter.given {
-                    Given::Place(dial) => self.dial_gone(waiter.target, dial, now),
-                    _ => self.tidy(waiter.target, now),
-                }
+            Given::Refused(refused) => {
+                self.after.refused.push(refused.0);
+                return (terms, None);
             }
+            Given::Nothing => None,
+            Given::Place(dial) => Some(dial),
+        };
+        self.strike(target, number, has_dialled, now);
+        match unused {
+            Some(dial) => self.dial_gone(target, dial, now),
+            None => self.tidy(target, now),
         }
         (terms, None)
     }

@@ -76,29 +76,8 @@ where
 
     /// Stands in line, with a dial if there is a place for it. The waker is called when there is something to
     /// [ask](Self::ask).
-    #[inline(always)]
-    pub(super) fn line_up(
-        &self,
-        mut books: Locked<'_, K, I>,
-        at: usize,
-        terms: Terms,
-        waker: Waker,
-    ) -> Result<(Ticket, Option<u64>), Refusal> {
-        if !books.can_but_wait(at, &terms) {
-            return self.line_up_or_dial(books, at, terms, waker);
-        }
-        let ticket = books.join(at, terms, Some(waker));
-        let rouse = take(&mut books.after.rouse);
-        drop(books);
-        self.metrics.waits();
-        if rouse {
-            self.calls.signal.notify_one();
-        }
-        Ok((ticket, None))
-    }
-
     #[inline(never)]
-    fn line_up_or_dial(
+    pub(super) fn line_up(
         &self,
         mut books: Locked<'_, K, I>,
         at: usize,
@@ -109,6 +88,26 @@ where
         let stands = books.line_up(at, terms, Some(waker));
         self.unlock(books, before);
         stands
+    }
+
+    /// The same where [nothing is to be found out](super::books::Books::can_but_wait); returns where it is among those
+    /// who wait.
+    #[inline(always)]
+    pub(super) fn join(
+        &self,
+        mut books: Locked<'_, K, I>,
+        at: usize,
+        terms: Terms,
+        waker: Waker,
+    ) -> usize {
+        let Ticket { key, .. } = books.join(at, terms, Some(waker));
+        let rouse = take(&mut books.after.rouse);
+        drop(books);
+        self.metrics.waits();
+        if rouse {
+            self.calls.signal.notify_one();
+        }
+        key
     }
 
     /// What somebody who waits has got.

@@ -26,6 +26,9 @@ mod returns;
 #[allow(dead_code, reason = "the model uses what it models")]
 mod rounds;
 mod times;
+#[path = "../../../layers/outbound/pool/waiters.rs"]
+#[allow(dead_code, reason = "the model uses what it models")]
+mod waiters;
 #[path = "../../../layers/outbound/pool/warmth.rs"]
 #[allow(dead_code, reason = "the model uses what it models")]
 mod warmth;
@@ -321,7 +324,11 @@ impl Pool {
             let idle: Vec<_> = targets
                 .flat_map(|(_, target)| &target.idle)
                 .collect();
-            let left = (books.queued, books.waiters.len(), books.lines.len());
+            let left = (
+                books.queued,
+                books.waiters.iter().count(),
+                books.lines.len(),
+            );
             assert_eq!((idle.len(), left), (counts.open, (0, 0, 0)));
             assert!(
                 idle.iter()
