@@ -173,8 +173,8 @@ where
     ) -> ControlFlow<Result<Conn<PooledIo<I>>, PoolError>, Option<Instant>> {
         let Common { shared, key, .. } = &*self.common;
         // Both are likely to be asked for, and are had before the lock is taken.
-        let waker = cx.waker().clone();
         let terms = Terms::new(now(), shared.pooling.within, deadline);
+        let waker = cx.waker().clone();
         let key = key(&self.target);
         let (mut books, at) = match shared.get_idle(key.known(), hint) {
             Ok((at, conn)) => {
