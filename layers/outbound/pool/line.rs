@@ -3,7 +3,6 @@
 use std::{
     future::Future,
     hash::Hash,
-    ops::ControlFlow,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -97,20 +96,21 @@ where
     }
 
     /// Begins, or looks what it has been given.
-    #[inline(never)]
+    #[inline]
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Conn<PooledIo<I>>, PoolError>> {
         if let Stage::New { deadline, hint } = self.stage {
-            match self.begin(deadline, hint, cx) {
-                ControlFlow::Break(over) => {
-                    self.stage = Stage::Over;
-                    return Poll::Ready(over);
-                }
-                ControlFlow::Continue(by) => ready!(self.set_clock(by, cx)),
-            }
+            self.begin(deadline, hint, cx)
+        } else {
+            self.look(cx)
         }
+    }
+
+    /// Looks what it has been given.
+    #[inline(never)]
+    fn look(&mut self, cx: &mut Context<'_>) -> Poll<Result<Conn<PooledIo<I>>, PoolError>> {
         loop {
             let Stage::InLine { key, .. } = self.stage else {
                 panic!("polled again after it was ready");
@@ -162,15 +162,14 @@ where
         }
     }
 
-    /// Takes one that is idle, or stands in line with its waker until the time that is returned, in one turn of the
-    /// lock.
+    /// Takes one that is idle, or stands in line with its waker, in one turn of the lock.
     #[inline(never)]
     fn begin(
         &mut self,
         deadline: Deadline,
         hint: usize,
-        cx: &Context<'_>,
-    ) -> ControlFlow<Result<Conn<PooledIo<I>>, PoolError>, Option<Instant>> {
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Conn<PooledIo<I>>, PoolError>> {
         let Common { shared, key, .. } = &*self.common;
         // Both are likely to be asked for, and are had before the lock is taken.
         let terms = Terms::new(now(), shared.pooling.within, deadline);
@@ -179,7 +178,8 @@ where
         let (mut books, at) = match shared.get_idle(key.known(), hint) {
             Ok((at, conn)) => {
                 self.common.calm(at);
-                return ControlFlow::Break(Ok(conn));
+                self.stage = Stage::Over;
+                return Poll::Ready(Ok(conn));
             }
             Err(none) => none,
         };
@@ -188,22 +188,24 @@ where
             let key = shared.join(books, at, terms, waker);
             self.common.crowd(at);
             self.stage = Stage::InLine { key, clock: None };
-            return ControlFlow::Continue(terms.by);
-        }
-        match shared.line_up(books, at, terms, waker) {
-            Ok((ticket, dial)) => {
-                let key = ticket.key;
-                self.stage = Stage::InLine { key, clock: None };
-                if let Some(dial) = dial {
-                    self.dial(ticket, dial);
+        } else {
+            match shared.line_up(books, at, terms, waker) {
+                Ok((ticket, dial)) => {
+                    let key = ticket.key;
+                    self.stage = Stage::InLine { key, clock: None };
+                    if let Some(dial) = dial {
+                        self.dial(ticket, dial);
+                    }
                 }
-                ControlFlow::Continue(terms.by)
-            }
-            Err(refusal) => {
-                let error = refuse(shared, refusal, terms, terms.since);
-                ControlFlow::Break(Err(error))
+                Err(refusal) => {
+                    let error = refuse(shared, refusal, terms, terms.since);
+                    self.stage = Stage::Over;
+                    return Poll::Ready(Err(error));
+                }
             }
         }
+        ready!(self.set_clock(terms.by, cx));
+        self.look(cx)
     }
 
     /// For one that begins to wait: who keeps its time, and whether that is up.
