@@ -102,15 +102,15 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Result<Conn<PooledIo<I>>, PoolError>> {
         if let Stage::New { deadline, hint } = self.stage {
-            self.begin(deadline, hint, cx)
+            self.poll_first(deadline, hint, cx)
         } else {
-            self.look(cx)
+            self.poll_line(cx)
         }
     }
 
     /// Looks what it has been given.
     #[inline(never)]
-    fn look(&mut self, cx: &mut Context<'_>) -> Poll<Result<Conn<PooledIo<I>>, PoolError>> {
+    fn poll_line(&mut self, cx: &mut Context<'_>) -> Poll<Result<Conn<PooledIo<I>>, PoolError>> {
         loop {
             let Stage::InLine { key, .. } = self.stage else {
                 panic!("polled again after it was ready");
@@ -164,14 +164,15 @@ where
 
     /// Takes one that is idle, or stands in line with its waker, in one turn of the lock.
     #[inline(never)]
-    fn begin(
+    fn poll_first(
         &mut self,
         deadline: Deadline,
         hint: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Conn<PooledIo<I>>, PoolError>> {
         let Common { shared, key, .. } = &*self.common;
-        // Both are likely to be asked for, and are had before the lock is taken.
+        // Both are likely to be asked for, and are had before the lock is taken; the clock first, since reading it waits
+        // for all that is under way.
         let terms = Terms::new(now(), shared.pooling.within, deadline);
         let waker = cx.waker().clone();
         let key = key(&self.target);
@@ -204,19 +205,21 @@ where
                 }
             }
         }
-        ready!(self.set_clock(terms.by, cx));
-        self.look(cx)
+        if self.set_clock(terms.by) {
+            ready!(self.poll_time(terms.by, cx));
+            return self.poll_line(cx);
+        }
+        Poll::Pending
     }
 
-    /// For one that begins to wait: who keeps its time, and whether that is up.
-    fn set_clock(&mut self, by: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(sleep) = by.and_then(|by| self.common.shared.sleep_elsewhere(by)) else {
-            return Poll::Pending;
-        };
+    /// For one that begins to wait: whether it is to keep its own time.
+    fn set_clock(&mut self, by: Option<Instant>) -> bool {
+        let sleep = by.and_then(|by| self.common.shared.sleep_elsewhere(by));
+        let is_own = sleep.is_some();
         if let Stage::InLine { clock, .. } = &mut self.stage {
-            *clock = Some(sleep);
+            *clock = sleep;
         }
-        self.poll_time(by, cx)
+        is_own
     }
 
     /// Ready once its time is up and it has said so.
@@ -261,16 +264,13 @@ where
                     }
                 }
                 Ok(Got::Wait(ticket, dial)) => {
-                    self.stage = Stage::InLine {
-                        key: ticket.key,
-                        clock: terms
-                            .by
-                            .and_then(|by| shared.sleep_elsewhere(by)),
-                    };
+                    let key = ticket.key;
+                    self.stage = Stage::InLine { key, clock: None };
                     shared.let_go(dead, gone);
                     if let Some(dial) = dial {
                         self.dial(ticket, dial);
                     }
+                    self.set_clock(terms.by);
                     return None;
                 }
                 Err(refusal) => {

@@ -100,7 +100,7 @@
 //!
 //! A get of an idle connection takes one short lock, allocates nothing, moves a pointer however large the stream is,
 //! and asks the kernel for the one socket that it gives out. Giving back takes the lock once more. Neither reads the
-//! clock, unless the get before had to wait: how old a connection is and since when it has been idle is for the pool's
+//! clock, unless the get before had to wait, after which one takes what is idle with its first poll: how old a connection is and since when it has been idle is for the pool's
 //! own task to say, which closes it late by a sixty-fourth of the time that it may be idle at the most, and by as much as
 //! its runtime is late. A get that waits reads the clock once or twice, asks the kernel as well, clones no connector and
 //! allocates nothing, unless it dials or keeps its own time.

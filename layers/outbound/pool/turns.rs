@@ -28,6 +28,9 @@ use crate::{
 /// The lock, and where the target is, if it is known at all.
 pub(super) type NoneIdle<'a, K, I> = (Locked<'a, K, I>, Option<usize>);
 
+/// Where the target is, and what was idle of it.
+pub(super) type Found<I> = (usize, Conn<PooledIo<I>>);
+
 impl<K, I> Shared<K, I>
 where
     K: Hash + Eq + Clone + Send + 'static,
@@ -56,11 +59,7 @@ where
 
     /// One that is idle and is what it was; or as above.
     #[inline(always)]
-    pub(super) fn get_idle(
-        &self,
-        key: &K,
-        hint: usize,
-    ) -> Result<(usize, Conn<PooledIo<I>>), NoneIdle<'_, K, I>> {
+    pub(super) fn get_idle(&self, key: &K, hint: usize) -> Result<Found<I>, NoneIdle<'_, K, I>> {
         loop {
             let (at, mut pooled) = self.take_idle(key, hint)?;
             let Held { io, record } = &mut *pooled.held;
