@@ -17,7 +17,9 @@ use crate::cpu::{self, CpuClock};
 pub(crate) fn run(name: &str, core: usize, upstream: Option<SocketAddr>) -> Result<()> {
     let contestant = contestants::find(name)?;
     #[cfg(feature = "ours")]
-    upstream.map(crate::forward::set_upstream);
+    if let Some(upstream) = upstream {
+        crate::forward::set_upstream(upstream);
+    }
     #[cfg(not(feature = "ours"))]
     let _nobody_forwards = upstream;
     cpu::pin(core)?;
