@@ -72,6 +72,40 @@ pub(super) const CONTESTANTS: &[Contestant] = &[
             })
         },
     },
+    // It knows how long it has waited, for which a clock is read.
+    Contestant {
+        name: "stack_timed",
+        alone: |gets| {
+            let stack = stack();
+            alone(async move {
+                for _ in 0..gets {
+                    black_box(Instant::now());
+                    let conn = pop(&stack);
+                    push(&stack, black_box(conn));
+                }
+            })
+        },
+        shared: |work| {
+            let (stack, places) = (Arc::new(stack()), Arc::new(Semaphore::new(PLACES)));
+            shared(work, move |turns| {
+                let (stack, places) = (Arc::clone(&stack), Arc::clone(&places));
+                async move {
+                    for _ in 0..turns {
+                        let since = black_box(Instant::now());
+                        let place = places
+                            .acquire()
+                            .await
+                            .expect("never closed");
+                        let conn = pop(&stack);
+                        meanwhile(work.held).await;
+                        push(&stack, black_box(conn));
+                        drop(place);
+                        black_box(since);
+                    }
+                }
+            })
+        },
+    },
     // Without a bound of its own, an age or a look at the connection.
     Contestant {
         name: "hyper_cache",
