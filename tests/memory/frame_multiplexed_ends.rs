@@ -1,6 +1,7 @@
 //! What becomes of requests with ids that have no reply, and how their connection ends.
 
 use std::{
+    future::{Ready, ready},
     io,
     pin::Pin,
     sync::{Arc, Mutex},
@@ -399,7 +400,7 @@ async fn a_stream_that_fails_drops_what_is_in_flight() {
     assert!(matches!(*error.downcast().unwrap(), FrameError::Io(_)));
 }
 
-/// Panics at the third request, as it is decoded or as its reply is encoded.
+/// Panics at the third request, as it is decoded or as what became of it is encoded.
 #[derive(Clone)]
 struct Fragile {
     codec: RpcCodec,
@@ -424,15 +425,25 @@ impl Encoder<Outgoing<String>> for Fragile {
     type Error = CodecError;
 
     fn encode(&mut self, out: Outgoing<String>, to: &mut BytesMut) -> Result<(), CodecError> {
-        let is_third = matches!(out, Outgoing::Reply { id: 3, .. });
+        let is_third = matches!(
+            out,
+            Outgoing::Reply { id: 3, .. } | Outgoing::Failure { id: 3, .. }
+        );
         assert!(!is_third, "told to panic");
         self.codec.encode(out, to)
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_codec_that_panics_ends_its_connection() {
-    for (decodes, request) in [(false, "three"), (true, "three"), (true, "wait 10 three")] {
+async fn a_codec_that_panics_ends_its_connection_and_each_request_counts_for_what_its_handler_did()
+{
+    for (decodes, request, ok, failed) in [
+        (false, "three", 1, 0),
+        (true, "three", 2, 0),
+        (true, "wait 10 three", 2, 0),
+        (true, "fail", 1, 1),
+        (true, "fail 10", 1, 1),
+    ] {
         let codec = Fragile {
             codec: RpcCodec::max_payload(MAX),
             decodes,
@@ -455,8 +466,55 @@ async fn a_codec_that_panics_ends_its_connection() {
             ])
             .await;
         assert_eq!(ended(caller).await.0, Some(CloseReason::Panic));
-        let all = readings.of("tower_net_requests_total", &[]);
-        assert_eq!(all, 2.0, "{decodes} {request}");
+        let outcomes = ["ok", "failed"]
+            .map(|outcome| readings.of("tower_net_requests_total", &[("outcome", outcome)]));
+        assert_eq!(
+            outcomes,
+            [f64::from(ok), f64::from(failed)],
+            "{decodes} {request}"
+        );
+    }
+}
+
+/// A service that panics when it is asked whether it is ready, the second time.
+#[derive(Clone)]
+struct Shaky(u32);
+
+impl Service<Request<Bytes>> for Shaky {
+    type Response = String;
+    type Error = io::Error;
+    type Future = Ready<io::Result<String>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0 += 1;
+        assert!(self.0 != 2, "told to panic");
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let reply = String::from_utf8(request.into_message().to_vec());
+        ready(reply.map_err(io::Error::other))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_panics_before_it_is_ready_fails_the_request_that_asked() {
+    for framing in both() {
+        let (mut caller, readings) = recorded(|| Caller::of(layer(framing).layer(Shaky(0))));
+        for id in 1..=3 {
+            caller
+                .ask(id, ["one", "two", "three"][id as usize - 1])
+                .await;
+        }
+
+        caller
+            .hears(["1 one", "2 !handler panicked", "3 three"])
+            .await;
+
+        drop(caller.peer.split());
+        assert!(caller.peer.ended().await.is_ok());
+        let failed = readings.of("tower_net_requests_total", &[("outcome", "failed")]);
+        assert_eq!(failed, 1.0);
     }
 }
 

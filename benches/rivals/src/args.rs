@@ -183,7 +183,7 @@ pub(crate) struct CallsArgs {
     /// Turns of each contestant
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rounds: u32,
-    /// Calls in a turn, rounded up to whole bursts
+    /// Calls in a turn, rounded up to as many for each caller
     #[arg(long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) calls: u32,
     /// Connections, all of which call at once

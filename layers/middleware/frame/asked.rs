@@ -109,42 +109,43 @@ where
             start.due = start.due.within(left);
             return true;
         }
-        // Handed over by value: what nobody else can see is kept where the call needs it.
         match self.hasten_waited(start.id, left) {
-            Some(hastened) => {
-                if let Some((by, hasty)) = hastened {
-                    start.due = start.due.at(by);
-                    start.hasty = hasty;
-                }
-                true
+            Hastened::Due { by, hasty } => {
+                start.due = start.due.at(by);
+                start.hasty = hasty;
             }
-            None => false,
+            Hastened::AsItWas => {}
+            Hastened::Refused => return false,
         }
+        true
     }
 
-    /// The same for one that has waited to be taken, or whose time is up: by when it is due, if the caller's word on it
-    /// counts, and whether it is the caller who says so.
+    /// The same for one that has waited to be taken, or whose time is up. (It is not handed `start`: what only the
+    /// compiler knows of is kept where a call needs it.)
     #[cold]
-    fn hasten_waited(&mut self, id: P::Id, left: Duration) -> Option<Option<(Deadline, bool)>> {
+    fn hasten_waited(&mut self, id: P::Id, left: Duration) -> Hastened {
         let now = now();
         let since = self.info.instant(self.here_since);
         let by = Deadline::after(since.unwrap_or(now), left);
         if by > Deadline::at(now) {
             let ours = Deadline::after(now, self.shared.framing.handler);
-            return Some(Some((by.min(ours), by < ours)));
+            return Hastened::Due {
+                by: by.min(ours),
+                hasty: by < ours,
+            };
         }
         if self.shared.framing.dry_run {
             self.shared
                 .metrics
                 .spared(CloseReason::Handler, 1);
-            return Some(None);
+            return Hastened::AsItWas;
         }
         // Else it has no deadline but ours: what this caller says of its time is not to be believed.
         if self.protocol.may_refuse(now) {
             self.turn_away(id, RpcFailure::spent(true));
-            return None;
+            return Hastened::Refused;
         }
-        Some(None)
+        Hastened::AsItWas
     }
 
     /// Answers a request that is not begun.
@@ -192,4 +193,14 @@ where
             self.turn_away(waiting.start.id, why(waiting.start.hasty));
         }
     }
+}
+
+/// What a caller's word on its time comes to.
+enum Hastened {
+    /// It is due then; `hasty` if that is before it would be otherwise.
+    Due { by: Deadline, hasty: bool },
+    /// Its time is up, and it is begun all the same.
+    AsItWas,
+    /// Its time is up, and it was told so.
+    Refused,
 }

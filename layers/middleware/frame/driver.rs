@@ -60,7 +60,7 @@ where
     pub(super) waiting: Option<Box<Asked<P::Id, P::Message>>>,
     /// The highest id of the requests taken.
     pub(super) taken: P::Id,
-    /// The request that is being handed to the service, if requests have ids.
+    /// The request that is being handed to the service.
     calling: Option<P::Id>,
     /// Since when requests may have been here that there was no room for.
     pub(super) here_since: Stamp,
@@ -270,23 +270,28 @@ where
             self.take_last();
             return false;
         }
-        // Unwind safety: a handler that panics is dropped here and now; a codec that does is not used again.
+        // Unwind safety: a handler that panics is dropped here and now; a codec that does says no more than why.
         let taken = catch_unwind(AssertUnwindSafe(|| self.take_all(cx)));
         if taken.is_ok() {
             return self.flight.has_changed();
         }
-        self.flight.clear_begun();
-        self.shared.metrics.failed_at_once();
         self.output.take_back_unfinished();
         match self.calling.take() {
+            Some(id) => {
+                self.flight.clear_begun();
+                self.shared.metrics.failed_at_once();
+                self.place(id, Err(FrameError::Panicked));
+                // There may be more to take.
+                P::BY_ID || self.flight.has_changed()
+            }
+            // It was the codec. What it was at is counted by what its handler did, if it was a request at all.
             None if P::BY_ID => {
                 self.fail(FrameError::Panicked);
                 false
             }
-            id => {
-                self.place(id.unwrap_or_default(), Err(FrameError::Panicked));
-                // There may be more to take.
-                P::BY_ID || self.flight.has_changed()
+            None => {
+                self.place(P::Id::default(), Err(FrameError::Panicked));
+                self.flight.has_changed()
             }
         }
     }
@@ -309,33 +314,30 @@ where
             }
             // Which is nothing to do with the time that the request before this one had.
             ambient.set(Ambient::Outside);
+            self.calling = Some(start.id);
             match self.service.poll_ready(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
+                    self.calling = None;
                     self.fail_unready(start.id, error.into());
                     break;
                 }
                 Poll::Pending => {
+                    self.calling = None;
                     self.waiting = Some(Box::new(Asked { message, start }));
                     break;
                 }
             }
             let (service, info) = (&mut self.service, &self.info);
-            if P::BY_ID {
-                self.calling = Some(start.id);
-            }
             let call = || service.call(Request::new(message, info));
             let started = self
                 .flight
                 .start(call, start, &ambient, cx);
-            if P::BY_ID {
-                self.calling = None;
-            }
+            self.calling = None;
             match started {
                 Poll::Ready(Ok(reply)) => {
-                    // Counted once it is written: a codec that panics has failed this one.
-                    self.encode(start.id, reply);
                     self.at_once += 1;
+                    self.encode(start.id, reply);
                 }
                 Poll::Ready(Err(error)) => {
                     self.shared.metrics.failed_at_once();

@@ -168,8 +168,9 @@ impl CallError {
         }
     }
 
-    /// Whether the caller's time is used up, whoever was the first to find it so: the client, or the peer, which knows
-    /// how much there was.
+    /// Whether it was time that ran out, whoever found it so: the client, by the caller's deadline or by its own
+    /// [limit](super::Settings::call_deadline), or the peer, which says so of the time that it was given, and of what it
+    /// gave to a call of its own. The caller may have some left: [`Deadline::current`](crate::Deadline::current) knows.
     #[must_use]
     pub fn is_spent(&self) -> bool {
         match &self.told.cause {

@@ -1,5 +1,6 @@
-//! The clients: so many callers, each of which makes its next call once it has the reply to the last. Every reply is looked
-//! at.
+//! The clients: so many callers on each connection, each of which makes its next call once it has the reply to the last.
+//! Ours goes from socket to socket and asks as often as it has heard; tarpc and tonic have a future for each caller. Every
+//! reply is looked at.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
