@@ -12,9 +12,9 @@ use tokio_util::codec::{Decoder, Encoder};
 use tower::service_fn;
 use tower_layer::Layer;
 use tower_net::{
-    Conn,
+    CloseReason, Conn,
     error::BoxError,
-    frame::{Delimited, FrameLayer, Framing, Request},
+    frame::{CodecError, Delimited, FrameLayer, Framing, Request},
 };
 use tower_service::Service;
 
@@ -227,6 +227,52 @@ async fn requests_are_counted_by_what_became_of_them() {
                 );
             }
         }
+    }
+}
+
+/// Lines, and a panic at one of them as it is written.
+#[derive(Clone)]
+struct Brittle(Delimited);
+
+impl Decoder for Brittle {
+    type Item = Bytes;
+    type Error = CodecError;
+
+    fn decode(&mut self, input: &mut BytesMut) -> Result<Option<Bytes>, CodecError> {
+        self.0.decode(input)
+    }
+}
+
+impl Encoder<String> for Brittle {
+    type Error = CodecError;
+
+    fn encode(&mut self, line: String, out: &mut BytesMut) -> Result<(), CodecError> {
+        assert!(line != "brittle", "told to panic");
+        self.0.encode(line, out)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_its_codec_panics_at_counts_once_and_is_the_end() {
+    for (request, depth) in [
+        ("brittle", 1),
+        ("brittle", 4),
+        ("wait 10 brittle", 1),
+        ("wait 10 brittle", 4),
+    ] {
+        let framing = Framing::default().pipelined(depth);
+        let codec = Brittle(Delimited::lines(100));
+        let (layer, metrics) = recorded(|| FrameLayer::with_framing(codec, framing).unwrap());
+        let mut peer = Peer::of(layer.layer(service_fn(obey)));
+        peer.send(format!("one\n{request}\n"))
+            .await;
+
+        assert_eq!(peer.rest().await, "one\n", "{request} {depth}");
+
+        assert!(peer.ended().await.is_err());
+        assert_eq!(peer.info.close_reason(), Some(CloseReason::Panic));
+        let counted = metrics.of("tower_net_requests_total", &[]);
+        assert_eq!(counted, 2.0, "{request} {depth}");
     }
 }
 
