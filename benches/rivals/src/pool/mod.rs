@@ -19,7 +19,39 @@ struct Cell {
     title: &'static str,
     baseline: &'static str,
     cores: usize,
-    time: fn(&Contestant, u32) -> Duration,
+    /// How it is shared, if it is.
+    shared: Option<Shared>,
+}
+
+#[derive(Clone, Copy)]
+struct Shared {
+    threads: Option<usize>,
+    held: bool,
+}
+
+impl Cell {
+    fn time(&self, contestant: &Contestant, gets: u32) -> Duration {
+        match self.shared {
+            None => (contestant.alone)(gets),
+            Some(Shared { threads, held }) => (contestant.shared)(Work {
+                gets,
+                threads,
+                held,
+            }),
+        }
+    }
+}
+
+const fn shared(title: &'static str, threads: Option<usize>, held: bool) -> Cell {
+    Cell {
+        title,
+        baseline: "stack",
+        cores: match threads {
+            Some(threads) => threads,
+            None => 1,
+        },
+        shared: Some(Shared { threads, held }),
+    }
 }
 
 const CELLS: &[Cell] = &[
@@ -27,44 +59,19 @@ const CELLS: &[Cell] = &[
         title: "alone, CPU time",
         baseline: "hyper_cache",
         cores: 1,
-        time: |contestant, gets| (contestant.alone)(gets),
+        shared: None,
     },
-    Cell {
-        title: "64 tasks on 8 connections, nobody waits, one thread, CPU time",
-        baseline: "stack",
-        cores: 1,
-        time: |contestant, gets| {
-            (contestant.shared)(Work {
-                gets,
-                threads: None,
-                held: false,
-            })
-        },
-    },
-    Cell {
-        title: "64 tasks on 8 connections, held over a yield, one thread, CPU time",
-        baseline: "stack",
-        cores: 1,
-        time: |contestant, gets| {
-            (contestant.shared)(Work {
-                gets,
-                threads: None,
-                held: true,
-            })
-        },
-    },
-    Cell {
-        title: "the same, two threads, wall time",
-        baseline: "stack",
-        cores: 2,
-        time: |contestant, gets| {
-            (contestant.shared)(Work {
-                gets,
-                threads: Some(2),
-                held: true,
-            })
-        },
-    },
+    shared(
+        "64 tasks on 8 connections, nobody waits, one thread, CPU time",
+        None,
+        false,
+    ),
+    shared(
+        "64 tasks on 8 connections, held over a yield, one thread, CPU time",
+        None,
+        true,
+    ),
+    shared("the same, two threads, wall time", Some(2), true),
 ];
 
 pub(crate) fn run(args: &PoolArgs) -> Result<()> {
@@ -77,7 +84,7 @@ pub(crate) fn run(args: &PoolArgs) -> Result<()> {
         for round in 0..=args.rounds as usize {
             for turn in 0..CONTESTANTS.len() {
                 let next = (round + turn) % CONTESTANTS.len();
-                let taken = (cell.time)(&CONTESTANTS[next], args.gets);
+                let taken = cell.time(&CONTESTANTS[next], args.gets);
                 if round > 0 {
                     times[next].push(taken.as_nanos() as f64 / f64::from(args.gets));
                 }
