@@ -69,13 +69,14 @@ pub(super) struct Common<C, T, K, I: Io> {
     pub(super) key: Arc<KeyOf<T, K>>,
     /// Cloned for each dial. Not every connector is shared between threads.
     connector: Mutex<C>,
-    /// Where the target is for which somebody had to wait, and for which the next one may have to: the last such one,
-    /// until one for it has not.
+    /// Where the target is for which somebody came last where all places were in use. A call that was there the last
+    /// time does not look, since it is likely to wait as well: until one that has not looked finds something idle with
+    /// its first poll, or was for another target.
     crowded: AtomicUsize,
 }
 
 impl<C, T, K, I: Io> Common<C, T, K, I> {
-    /// Somebody has to wait for this target.
+    /// Somebody has to wait for this target, all of whose places are in use.
     pub(super) fn crowd(&self, at: usize) {
         // Written only where it changes: all threads read it.
         if self.crowded.load(Relaxed) != at {
@@ -83,7 +84,7 @@ impl<C, T, K, I: Io> Common<C, T, K, I> {
         }
     }
 
-    /// Somebody did not have to.
+    /// Whoever comes for this target looks first: one that was idle may be there.
     pub(super) fn calm(&self, at: usize) {
         if self.crowded.load(Relaxed) == at {
             self.crowded.store(NOBODY, Relaxed);

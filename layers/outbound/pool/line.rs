@@ -179,12 +179,17 @@ where
         let (mut books, at) = match shared.get_idle(key.known(), hint) {
             Ok((at, conn)) => {
                 self.common.calm(at);
+                self.common.calm(hint);
                 self.stage = Stage::Over;
                 return Poll::Ready(Ok(conn));
             }
             Err(none) => none,
         };
         let at = at.unwrap_or_else(|| books.enter(key.made()));
+        if at != hint {
+            // This one was for another target, and where the hint says may be nobody who waits by now.
+            self.common.calm(hint);
+        }
         if books.can_but_wait(at, &terms) {
             let key = shared.join(books, at, terms, waker);
             self.common.crowd(at);

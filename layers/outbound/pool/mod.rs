@@ -331,6 +331,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn after_one_that_waited_no_more_than_the_next_get_reads_the_clock_whatever_it_is_for() {
+        for order in [[1, 2], [2, 1]] {
+            let mut pool = pool(Pooling::default().max_open_per_target(1));
+            pool.call(2).await.unwrap().reuse();
+            let held = pool.call(1).await.unwrap();
+            let mut waits = task::spawn(pool.call(1));
+            assert_pending!(waits.poll());
+            held.reuse();
+            waits.await.unwrap().reuse();
+            yield_now().await;
+
+            let before = CLOCK_READS.get();
+            for to in order {
+                for _ in 0..1_000 {
+                    assert!(pool.call(to).await.unwrap().reuse());
+                    yield_now().await;
+                }
+            }
+
+            assert_eq!(CLOCK_READS.get() - before, 1, "{order:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn where_all_wait_for_each_other_a_get_reads_the_clock_once() {
         let mut pool = pool(Pooling::default().max_open(1));
         let mut held = pool.call(1).await.unwrap();
