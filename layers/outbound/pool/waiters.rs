@@ -79,7 +79,11 @@ impl<C> Waiters<C> {
     #[inline(always)]
     pub(super) fn free(&mut self, key: usize) {
         let row = &mut self.rows[key];
-        debug_assert!(row.number > 0 && row.waker.is_none(), "it is left once");
+        debug_assert!(row.number > 0, "it is left once");
+        debug_assert!(
+            row.waker.is_none() && matches!(row.given, Given::Nothing),
+            "nothing is left in it"
+        );
         row.number = 0;
         row.target = self.free;
         self.free = key;
