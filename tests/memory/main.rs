@@ -65,6 +65,7 @@ mod meter;
 mod meter_connect;
 mod networks;
 mod pool;
+mod pool_again;
 mod pool_down;
 mod pool_others;
 mod pool_share;

@@ -73,7 +73,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         health.failed(dial, self.next, now, &self.limits.backoff);
         let waits = |owner: &Ticket| {
             let waiter = self.waiters.get(owner.key);
-            waiter.is_some_and(|waiter| waiter.number == owner.number)
+            waiter.is_some_and(|waiter| waiter.number == owner.number && waiter.not_its_own < dial)
         };
         match owner.filter(waits) {
             Some(owner) => self.refuse(owner.key, refusal, now),

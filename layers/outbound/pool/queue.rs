@@ -87,7 +87,8 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             && target.health.is_clean()
     }
 
-    /// Once more, for one whose connection was dead, and has its place still: it stands where it stood.
+    /// Once more, for one whose connection was dead, and has its place still: it stands where it stood. A dial that it
+    /// has asked for before is nobody's, as is that of anybody else who was served: it is not told if that one fails.
     pub(super) fn get_again(
         &mut self,
         at: usize,
@@ -102,7 +103,9 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             self.counts.idle -= 1;
             return Ok(Got::Idle(idle.member));
         }
+        let before = self.next;
         let (ticket, dial) = self.stand_in_line(at, Some(number), terms, now, None)?;
+        self.waiters[ticket.key].not_its_own = before;
         Ok(Got::Wait(ticket, dial))
     }
 

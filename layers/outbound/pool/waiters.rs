@@ -17,6 +17,8 @@ pub(super) struct Waiter<C> {
     pub(super) waker: Option<Waker>,
     /// It has had a place to dial in.
     pub(super) has_dialled: bool,
+    /// Dials up to this number are not its own: it was served since, by one that was dead.
+    pub(super) not_its_own: u64,
     pub(super) given: Given<C>,
     pub(super) terms: Terms,
 }
@@ -58,6 +60,7 @@ impl<C> Waiters<C> {
                 target,
                 waker,
                 has_dialled,
+                not_its_own: 0,
                 given: Given::Nothing,
                 terms,
             });
@@ -67,6 +70,7 @@ impl<C> Waiters<C> {
         row.target = target;
         row.waker = waker;
         row.has_dialled = has_dialled;
+        row.not_its_own = 0;
         row.terms = terms;
     }
 
