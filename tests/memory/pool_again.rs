@@ -1,8 +1,21 @@
 //! Gets that meet a connection that is dead, and go on.
 
-use tokio::time::sleep;
-use tokio_test::assert_pending;
-use tower_net::pool::{Pooling, Served};
+use std::{
+    io,
+    sync::{Arc, Mutex},
+};
+
+use tokio::{
+    io::{DuplexStream, duplex},
+    time::{advance, sleep},
+};
+use tokio_test::{assert_pending, task};
+use tower_layer::Layer;
+use tower_net::{
+    Conn,
+    io::GuardedIo,
+    pool::{PoolLayer, Pooling, Served},
+};
 use tower_service::Service;
 
 use crate::{
@@ -84,4 +97,59 @@ async fn one_in_line_again_that_leaves_with_a_place_leaves_it_free() {
     assert_eq!((snapshot.waiting(), snapshot.open()), (0, 0));
     assert_eq!((snapshot.targets(), exchange.dials()), (0, 2));
     assert!(pool.call(1).await.is_ok());
+}
+
+type Act = Box<dyn FnOnce() + Send>;
+
+/// What is done when the next stream is dropped.
+#[derive(Clone, Default)]
+struct Next(Arc<Mutex<Option<Act>>>);
+
+impl Drop for Next {
+    fn drop(&mut self) {
+        let next = self.0.lock().unwrap().take();
+        if let Some(act) = next {
+            act();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_are_told_of_the_time_is_not_from_before_a_dead_connection_was_closed() {
+    let next = Next::default();
+    let (far, dropped) = (Arc::new(Mutex::new(Vec::new())), next.0.clone());
+    let ends = Arc::clone(&far);
+    let connector = tower::service_fn(move |_: u16| {
+        let (near, far) = duplex(1);
+        ends.lock().unwrap().push(far);
+        let guard: (DuplexStream, Next) = (duplex(1).0, Next(dropped.clone()));
+        std::future::ready(io::Result::Ok(Conn::new(GuardedIo::new(near, guard), ())))
+    });
+    let mut pool = PoolLayer::new("test", Pooling::default().max_open(2))
+        .unwrap()
+        .layer(connector);
+    let (dies, held) = (pool.call(1).await.unwrap(), pool.call(1).await.unwrap());
+    let mut get = task::spawn(pool.call(1));
+
+    dies.reuse();
+    drop(far.lock().unwrap().remove(0));
+    let told = Arc::new(Mutex::new(None));
+    let (tell, mut others) = (Arc::clone(&told), pool.clone());
+    *next.0.lock().unwrap() = Some(Box::new(move || {
+        let mut other = task::spawn(others.call(1));
+        assert!(other.poll().is_pending());
+        // The clock has moved with its first poll.
+        assert_pending!(task::spawn(advance(secs(3))).poll());
+        held.reuse();
+        *tell.lock().unwrap() = Some(other);
+    }));
+    assert!(get.poll().is_pending());
+
+    let other = told.lock().unwrap().take().unwrap();
+    assert!(other.is_woken());
+    let acquired = other.await.unwrap().acquired();
+    assert_eq!(
+        (acquired.served(), acquired.waited()),
+        (Served::Late, secs(3))
+    );
 }

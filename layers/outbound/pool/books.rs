@@ -107,7 +107,7 @@ pub(super) struct Books<K, C, A, W> {
     pub(super) walk: Option<Walk>,
     /// It does not set out again before.
     pub(super) rests_until: Option<Instant>,
-    /// How often somebody who came to wait has read the clock, and what it said the last time.
+    /// How often the clock was read for one who waits or a place that is free, and the latest that it said.
     pub(super) readings: u64,
     pub(super) latest: Option<Instant>,
 }
@@ -325,6 +325,18 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         self.index.insert(key, at);
         self.several |= self.targets.len() > 1;
         at
+    }
+
+    /// Somebody has read the clock, which says this, but may have done so before somebody else did; returns the latest
+    /// that it is known to have said.
+    #[inline(always)]
+    pub(super) fn hear(&mut self, now: Instant) -> Instant {
+        self.readings += 1;
+        let latest = self
+            .latest
+            .map_or(now, |latest| latest.max(now));
+        self.latest = Some(latest);
+        latest
     }
 
     // === Getting

@@ -55,16 +55,14 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             self.tidy(at, terms.since);
             return Err(refusal);
         }
-        self.readings += 1;
-        self.latest = Some(terms.since);
-        self.stand_in_line(at, None, terms, terms.since, waker)
+        let now = self.hear(terms.since);
+        self.stand_in_line(at, None, terms, now, waker)
     }
 
     /// The same where [nothing is to be found out](Self::can_but_wait).
     #[inline(always)]
     pub(super) fn join(&mut self, at: usize, terms: Terms, waker: Option<Waker>) -> Ticket {
-        self.readings += 1;
-        self.latest = Some(terms.since);
+        self.hear(terms.since);
         self.queued += 1;
         self.join_line(at, None, terms, false, waker)
     }

@@ -134,10 +134,9 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             is_fresh,
             seen: self.readings,
         };
-        self.readings += 1;
-        self.latest = Some(now);
         let unused = replace(&mut waiter.given, given);
         let waker = waiter.waker.take();
+        let now = self.hear(now);
         self.wake(waker);
         if let Given::Place(dial) = unused {
             self.dial_gone(at, dial, now);
@@ -224,6 +223,8 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
 
     /// A place is free.
     pub(super) fn free(&mut self, at: usize, now: Instant) {
+        // Whoever has let go of what was dead may go on with what the clock said before that.
+        let now = self.hear(now);
         self.targets[at].open -= 1;
         self.counts.open -= 1;
         self.settle(at, now);
