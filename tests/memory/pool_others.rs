@@ -5,6 +5,7 @@ use std::{
     fmt,
     future::Future,
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -12,6 +13,10 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
+use metrics::{
+    Counter, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+    with_local_recorder,
+};
 use tokio::{
     io::{DuplexStream, duplex},
     runtime::{Builder, Runtime},
@@ -30,7 +35,7 @@ use tower_net::{
 use tower_service::Service;
 
 use crate::{
-    pool::{pool, settle},
+    pool::{Lines, pool, settle},
     support::{
         exchange::Answer,
         service::{millis, secs},
@@ -237,6 +242,76 @@ async fn a_waker_that_panics_keeps_nobody_else_from_being_woken() {
     handle.close();
 
     assert!(first.is_woken() && last.is_woken());
+}
+
+// === Recorders
+
+/// Panics when it is told that somebody waits, once it is to.
+#[derive(Clone, Default)]
+struct Recording(Arc<AtomicBool>);
+
+impl GaugeFn for Recording {
+    fn increment(&self, _: f64) {
+        assert!(!self.0.load(SeqCst), "told to panic");
+    }
+
+    fn decrement(&self, _: f64) {}
+
+    fn set(&self, _: f64) {}
+}
+
+impl Recorder for Recording {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::noop()
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        if key.name() == "tower_net_pool_waiting" {
+            Gauge::from_arc(Arc::new(self.clone()))
+        } else {
+            Gauge::noop()
+        }
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recorder_that_panics_leaves_nobody_in_line_who_has_gone() {
+    let recording = Recording::default();
+    let (mut pool, _, handle) =
+        with_local_recorder(&recording, || pool(Pooling::default().max_open(1)));
+    let begin = |pool: &mut Lines| {
+        recording.0.store(true, SeqCst);
+        let mut get = task::spawn(pool.call(1));
+        // Whether the recorder's panic is its own or not is not the matter.
+        let _ = catch_unwind(AssertUnwindSafe(|| assert_pending!(get.poll())));
+        recording.0.store(false, SeqCst);
+        get
+    };
+
+    // It dials all the same.
+    let get = begin(&mut pool);
+    let held = get.await.unwrap();
+    let get = begin(&mut pool);
+    assert_eq!(handle.snapshot().waiting(), 1);
+    drop(get);
+    assert_eq!(handle.snapshot().waiting(), 0);
+
+    let mut next = task::spawn(pool.call(1));
+    assert_pending!(next.poll());
+    held.reuse();
+    assert!(next.is_woken());
+    next.await.unwrap().reuse();
+    assert_eq!((handle.snapshot().open(), handle.snapshot().idle()), (1, 1));
 }
 
 // === Runtimes

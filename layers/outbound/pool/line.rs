@@ -60,6 +60,15 @@ enum Stage {
     Over,
 }
 
+impl Stage {
+    fn in_line(ticket: Ticket) -> Self {
+        Self::InLine {
+            key: ticket.key,
+            clock: None,
+        }
+    }
+}
+
 impl<C, T, K, I> Get<C, T, K, I>
 where
     C: Service<T, Response = Conn<I>> + Send + 'static,
@@ -191,14 +200,15 @@ where
             self.common.calm(hint);
         }
         if books.can_but_wait(at, &terms) {
-            let key = shared.join(books, at, terms, waker);
+            let ticket = books.join(at, terms, Some(waker));
+            // Known here before the code of others runs: whatever that does, whoever drops this leaves the line.
+            self.stage = Stage::in_line(ticket);
+            shared.joined(books);
             self.common.crowd(at);
-            self.stage = Stage::InLine { key, clock: None };
         } else {
             match shared.line_up(books, at, terms, waker) {
                 Ok((ticket, dial)) => {
-                    let key = ticket.key;
-                    self.stage = Stage::InLine { key, clock: None };
+                    self.stage = Stage::in_line(ticket);
                     if let Some(dial) = dial {
                         self.dial(ticket, dial);
                     }
@@ -269,8 +279,7 @@ where
                     }
                 }
                 Ok(Got::Wait(ticket, dial)) => {
-                    let key = ticket.key;
-                    self.stage = Stage::InLine { key, clock: None };
+                    self.stage = Stage::in_line(ticket);
                     shared.let_go(dead, gone);
                     if let Some(dial) = dial {
                         self.dial(ticket, dial);
@@ -313,12 +322,12 @@ where
         let shared = &self.common.shared;
         let (terms, left) = shared.with(|books| books.leave(key, now));
         let waited = now.saturating_duration_since(terms.since);
-        shared
-            .metrics
-            .got(Outcome::Left, waited);
         if let Some((pooled, is_fresh)) = left {
             shared.take_in(pooled, is_fresh);
         }
+        shared
+            .metrics
+            .got(Outcome::Left, waited);
     }
 }
 

@@ -94,7 +94,8 @@ where
         let counts = books.counts;
         let (wake, after) = books.take_after();
         drop(books);
-        self.metrics.moved(before, counts);
+        // What is left to do is done, whatever a recorder does.
+        regardless(|| self.metrics.moved(before, counts));
         if let Some(after) = after {
             self.clear_up(after);
         }
@@ -110,7 +111,7 @@ where
     }
 
     fn forget(&self, record: &Record<I>, gone: Gone) {
-        self.metrics.closed(gone);
+        regardless(|| self.metrics.closed(gone));
         if let Some(end) = record.retires {
             self.ages.leave(end, record.number);
         }
@@ -398,7 +399,8 @@ fn close<I>(pooled: Pooled<I>, gone: Gone) {
 pub(super) fn regardless(act: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(act)).is_err() {
         tracing::debug!(
-            "a stream, an error, a connector or a waker panicked when it was dropped or woken"
+            "a stream, an error, a connector, a waker or a recorder panicked when it was dropped, \
+             woken or told"
         );
     }
 }

@@ -89,24 +89,15 @@ where
         stands
     }
 
-    /// The same where [nothing is to be found out](super::books::Books::can_but_wait); returns where it is among those
-    /// who wait.
+    /// Lets go of the books, after somebody has [joined](super::books::Books::join) those who wait.
     #[inline(always)]
-    pub(super) fn join(
-        &self,
-        mut books: Locked<'_, K, I>,
-        at: usize,
-        terms: Terms,
-        waker: Waker,
-    ) -> usize {
-        let Ticket { key, .. } = books.join(at, terms, Some(waker));
+    pub(super) fn joined(&self, mut books: Locked<'_, K, I>) {
         let rouse = take(&mut books.after.rouse);
         drop(books);
-        self.metrics.waits();
         if rouse {
             self.calls.signal.notify_one();
         }
-        key
+        self.metrics.waits();
     }
 
     /// What somebody who waits has got.
