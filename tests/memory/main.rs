@@ -67,6 +67,7 @@ mod networks;
 mod pool;
 mod pool_again;
 mod pool_down;
+mod pool_keys;
 mod pool_others;
 mod pool_share;
 mod pool_vectors;

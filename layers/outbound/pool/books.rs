@@ -69,15 +69,15 @@ impl Counts {
     }
 }
 
-/// The books of one pool: targets `K`, connections `C`, `A` by which a dial is called off, and `W` by which one is begun
-/// for a target that is kept warm.
+/// The books of one pool: targets `K`, connections `C`, `A` by which a dial is called off, and `W` by which one is
+/// begun for a target that is kept warm.
 #[derive(Debug)]
 pub(super) struct Books<K, C, A, W> {
     pub(super) limits: Limits,
     pub(super) counts: Counts,
     /// Whoever is to be woken without the lock, of whom there is mostly one at the most.
     pub(super) wake: Option<Waker>,
-    pub(super) after: After<C, A, W>,
+    pub(super) after: After<K, C, A, W>,
     pub(super) targets: Slab<Target<K, C, A, W>>,
     pub(super) waiters: Waiters<C>,
     pub(super) index: HashMap<K, usize>,
@@ -114,7 +114,7 @@ pub(super) struct Books<K, C, A, W> {
 
 /// What is to be done without the lock.
 #[derive(Debug)]
-pub(super) struct After<C, A, W> {
+pub(super) struct After<K, C, A, W> {
     pub(super) wakes: Vec<Waker>,
     /// To be dropped, which may do anything.
     pub(super) outdated: Option<Waker>,
@@ -125,11 +125,13 @@ pub(super) struct After<C, A, W> {
     pub(super) called_off: Vec<A>,
     /// To be dropped as well.
     pub(super) recipes: Vec<W>,
+    /// And these: of targets that are forgotten, or made once more than was needed.
+    pub(super) keys: Vec<K>,
     /// The pool's own task has something to do sooner than it thinks.
     pub(super) rouse: bool,
 }
 
-impl<C, A, W> Default for After<C, A, W> {
+impl<K, C, A, W> Default for After<K, C, A, W> {
     fn default() -> Self {
         Self {
             wakes: Vec::new(),
@@ -138,12 +140,13 @@ impl<C, A, W> Default for After<C, A, W> {
             closed: Vec::new(),
             called_off: Vec::new(),
             recipes: Vec::new(),
+            keys: Vec::new(),
             rouse: false,
         }
     }
 }
 
-impl<C, A, W> After<C, A, W> {
+impl<K, C, A, W> After<K, C, A, W> {
     fn is_empty(&self) -> bool {
         !self.rouse
             && self.wakes.is_empty()
@@ -152,6 +155,7 @@ impl<C, A, W> After<C, A, W> {
             && self.closed.is_empty()
             && self.called_off.is_empty()
             && self.recipes.is_empty()
+            && self.keys.is_empty()
     }
 }
 
@@ -285,10 +289,9 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         }
     }
 
-    /// What is to be done without the lock, if there is anything.
-    pub(super) fn take_after(&mut self) -> (Option<Waker>, Option<After<C, A, W>>) {
-        let after = (!self.after.is_empty()).then(|| take(&mut self.after));
-        (self.wake.take(), after)
+    /// What is to be done without the lock, if there is anything but somebody to wake.
+    pub(super) fn take_after(&mut self) -> Option<After<K, C, A, W>> {
+        (!self.after.is_empty()).then(|| take(&mut self.after))
     }
 
     pub(super) fn number(&mut self) -> u64 {
@@ -307,10 +310,15 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
 
     pub(super) fn enter(&mut self, key: K) -> usize {
         if let Some(at) = self.index.get(&key) {
-            return *at;
+            let at = *at;
+            self.after.keys.push(key);
+            return at;
         }
-        let at = self.targets.insert(Target {
-            key: key.clone(),
+        // In the index first, where the code of others runs, which may panic.
+        let at = self.targets.vacant_key();
+        self.index.insert(key.clone(), at);
+        self.targets.insert(Target {
+            key,
             idle: VecDeque::new(),
             open: 0,
             dials: BTreeMap::new(),
@@ -322,7 +330,6 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             recipe: None,
             warming: Health::default(),
         });
-        self.index.insert(key, at);
         self.several |= self.targets.len() > 1;
         at
     }

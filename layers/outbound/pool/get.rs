@@ -17,7 +17,7 @@ use super::{
     error::PoolError,
     handle::PoolHandle,
     line::Get,
-    shared::Shared,
+    shared::{Shared, regardless},
     stream::PooledIo,
 };
 use crate::{
@@ -49,6 +49,14 @@ impl<K: Clone> Key<'_, K> {
         match self {
             Self::Itself(key) => key.clone(),
             Self::Made(key) => key,
+        }
+    }
+
+    /// Drops what was made, which may do anything.
+    #[inline]
+    pub(super) fn let_go(self) {
+        if let Self::Made(key) = self {
+            regardless(|| drop(key));
         }
     }
 }

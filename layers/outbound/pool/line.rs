@@ -22,7 +22,7 @@ use super::{
     fates::{Gone, Outcome, Refusal},
     get::Common,
     queue::Asked,
-    shared::Shared,
+    shared::{Shared, regardless},
     stream::{Held, Home, Pooled, PooledIo, Served},
     watch::{ask, look},
 };
@@ -190,11 +190,14 @@ where
                 self.common.calm(at);
                 self.common.calm(hint);
                 self.stage = Stage::Over;
+                regardless(|| drop(waker));
+                key.let_go();
                 return Poll::Ready(Ok(conn));
             }
             Err(none) => none,
         };
-        let at = at.unwrap_or_else(|| books.enter(key.made()));
+        // What was made is not dropped before the lock is.
+        let at = at.unwrap_or_else(|| books.enter(key.known().clone()));
         if at != hint {
             // This one was for another target, and where the hint says may be nobody who waits by now.
             self.common.calm(hint);
@@ -205,8 +208,11 @@ where
             self.stage = Stage::in_line(ticket);
             shared.joined(books);
             self.common.crowd(at);
+            key.let_go();
         } else {
-            match shared.line_up(books, at, terms, waker) {
+            let stands = shared.line_up(books, at, terms, waker);
+            key.let_go();
+            match stands {
                 Ok((ticket, dial)) => {
                     self.stage = Stage::in_line(ticket);
                     if let Some(dial) = dial {

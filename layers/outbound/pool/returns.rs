@@ -275,8 +275,13 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
             self.arm(forget_at);
             return;
         }
+        // From the index first, where the code of others runs, which may panic.
+        let known = self.index.remove_entry(&target.key);
         let target = self.targets.remove(at);
-        self.index.remove(&target.key);
+        self.after.keys.push(target.key);
+        self.after
+            .keys
+            .extend(known.map(|(key, _)| key));
     }
 }
 

@@ -92,7 +92,7 @@ where
     /// Lets go of the books, which had these numbers before, and does what they have left to do.
     pub(super) fn unlock(&self, mut books: Locked<'_, K, I>, before: Counts) {
         let counts = books.counts;
-        let (wake, after) = books.take_after();
+        let (wake, after) = (books.wake.take(), books.take_after());
         drop(books);
         // What is left to do is done, whatever a recorder does.
         regardless(|| self.metrics.moved(before, counts));
@@ -137,7 +137,7 @@ where
 
     #[cold]
     #[inline(never)]
-    fn clear_up(&self, after: After<Pooled<I>, AbortHandle, Recipe<I>>) {
+    fn clear_up(&self, after: After<K, Pooled<I>, AbortHandle, Recipe<I>>) {
         // First what is closed: whoever is woken for its place must not meet it.
         if !after.closed.is_empty() {
             self.drop_closed(after.closed);
@@ -148,6 +148,9 @@ where
         }
         for recipe in after.recipes {
             regardless(|| drop(recipe));
+        }
+        for key in after.keys {
+            regardless(|| drop(key));
         }
         for waker in after.wakes {
             regardless(|| waker.wake());
@@ -399,8 +402,8 @@ fn close<I>(pooled: Pooled<I>, gone: Gone) {
 pub(super) fn regardless(act: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(act)).is_err() {
         tracing::debug!(
-            "a stream, an error, a connector, a waker or a recorder panicked when it was dropped, \
-             woken or told"
+            "a stream, an error, a connector, a key, a waker or a recorder panicked when it was \
+             dropped, woken or told"
         );
     }
 }

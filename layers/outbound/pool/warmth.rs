@@ -22,6 +22,7 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
     pub(super) fn keep_warm(&mut self, key: K, idle: usize, recipe: W, now: Instant) {
         if self.closed || idle == 0 && !self.index.contains_key(&key) {
             self.after.recipes.push(recipe);
+            self.after.keys.push(key);
             return;
         }
         let at = self.enter(key);

@@ -137,8 +137,8 @@ impl Pool {
     fn with<R>(&self, change: impl FnOnce(&mut All) -> R) -> R {
         let mut books = self.books.lock().unwrap();
         let result = change(&mut books);
-        let (wake, after) = books.take_after();
-        let after = after.unwrap_or_default();
+        let wake = books.wake.take();
+        let after = books.take_after().unwrap_or_default();
         drop(books);
         for (_, _, place) in after.closed {
             self.free(place);
