@@ -1,5 +1,5 @@
-//! When connections have lived long enough: each is told when its time comes, so that whoever gives it back need not ask
-//! what time it is.
+//! When connections have lived long enough: each is told when its time comes, so that whoever gives it back need not
+//! ask what time it is.
 
 use std::{
     collections::BTreeMap,

@@ -63,8 +63,8 @@ impl<K: Clone> Key<'_, K> {
 
 /// The service of [`PoolLayer`](crate::pool::PoolLayer): a connector that gives out connections again and again.
 ///
-/// Clones are the same pool. A call takes what is idle; where there is nothing, it begins when its future is first polled,
-/// and the order of these first polls is the one in which those who wait are served.
+/// Clones are the same pool. A call takes what is idle; where there is nothing, it begins when its future is first
+/// polled, and the order of these first polls is the one in which those who wait are served.
 pub struct Pool<C, T, K, I: Io> {
     common: Arc<Common<C, T, K, I>>,
     /// Where the last target was in the books.
@@ -145,9 +145,9 @@ where
     /// missing by itself, as long as there are places that nobody else needs. They are not closed for being idle. Zero
     /// ends it; a pool that is closed keeps nothing.
     ///
-    /// After a dial that failed the pool pauses, as [`ConnectBackoff`](crate::pool::ConnectBackoff) says, and so it does
-    /// after a connection that its peer ended within a second of its dial, before anybody had it: then it opens one at
-    /// a time, until one has stayed. A peer that speaks first cannot be kept warm: what it says is not asked for.
+    /// After a dial that failed the pool pauses, as [`ConnectBackoff`](crate::pool::ConnectBackoff) says, and so it
+    /// does after a connection that its peer ended within a second of its dial, before anybody had it: then it opens one
+    /// at a time, until one has stayed. A peer that speaks first cannot be kept warm: what it says is not asked for.
     ///
     /// # Errors
     ///

@@ -28,8 +28,8 @@ impl PoolHandle {
     }
 
     /// Begins anew, as after a change of addresses or credentials: what is idle is closed there and then, what is in
-    /// use when it comes back, what is being opened once it is open; then new ones are opened as they are needed. Nor is
-    /// what has failed so far held against a target: whoever waits for [a pause](crate::pool::ConnectBackoff) to end
+    /// use when it comes back, what is being opened once it is open; then new ones are opened as they are needed. Nor
+    /// is what has failed so far held against a target: whoever waits for [a pause](crate::pool::ConnectBackoff) to end
     /// dials at once.
     pub fn renew(&self) {
         self.pool.renew();

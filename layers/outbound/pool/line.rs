@@ -45,8 +45,8 @@ pub(super) struct Get<C, T, K, I: Io> {
     stage: Stage,
 }
 
-/// How far it has come. Small, since the future of a get is moved before it is polled: what there is to know of one that
-/// waits is where those who wait are.
+/// How far it has come. Small, since the future of a get is moved before it is polled: what there is to know of one
+/// that waits is where those who wait are.
 enum Stage {
     /// It was not polled, and there is nothing of it anywhere. The deadline is the one that the call found.
     New { deadline: Deadline, hint: usize },
@@ -180,8 +180,8 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Result<Conn<PooledIo<I>>, PoolError>> {
         let Common { shared, key, .. } = &*self.common;
-        // Both are likely to be asked for, and are had before the lock is taken; the clock first, since reading it waits
-        // for all that is under way.
+        // Both are likely to be asked for, and are had before the lock is taken; the clock first, since reading it
+        // waits for all that is under way.
         let terms = Terms::new(now(), shared.pooling.within, deadline);
         let waker = cx.waker().clone();
         let key = key(&self.target);

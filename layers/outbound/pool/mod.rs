@@ -50,8 +50,8 @@
 //!             └ too many wait, or the target is down ───────────────────────────► refused at once
 //! ```
 //!
-//! A get that finds nothing idle begins with its first poll: it dials or stands in line then, behind all who were polled
-//! before it, and its time runs from then on. One that is dropped before that has taken nothing.
+//! A get that finds nothing idle begins with its first poll: it dials or stands in line then, behind all who were
+//! polled before it, and its time runs from then on. One that is dropped before that has taken nothing.
 //!
 //! One that waits takes whichever comes first, its own dial or a connection that somebody gives back; the other is
 //! kept for whoever comes next. Those who wait for a target are served in the order of their coming. A dial that
@@ -65,11 +65,11 @@
 //! task keeps these deadlines; a get in another runtime keeps its own as well, if that runtime can keep time, for the
 //! pool's may not run.
 //!
-//! At the total, a connection that comes back goes to those who wait for its own target, since that costs no dial. It is
-//! closed, and its place is somebody else's, where nobody waits for that target; where somebody has waited longer for a
-//! target that has no connection at all; or where somebody has waited so much longer for another that about as much has
-//! been asked of the pool since as it has places. So nobody starves beside a busy target, and two busy ones do not take
-//! from each other in turn.
+//! At the total, a connection that comes back goes to those who wait for its own target, since that costs no dial. It
+//! is closed, and its place is somebody else's, where nobody waits for that target; where somebody has waited longer for
+//! a target that has no connection at all; or where somebody has waited so much longer for another that about as much
+//! has been asked of the pool since as it has places. So nobody starves beside a busy target, and two busy ones do not
+//! take from each other in turn.
 //!
 //! # What comes back
 //!
@@ -100,10 +100,17 @@
 //!
 //! A get of an idle connection takes one short lock, allocates nothing, moves a pointer however large the stream is,
 //! and asks the kernel for the one socket that it gives out. Giving back takes the lock once more. Neither reads the
-//! clock, unless the get before had to wait, after which one takes what is idle with its first poll: how old a connection is and since when it has been idle is for the pool's
-//! own task to say, which closes it late by a sixty-fourth of the time that it may be idle at the most, and by as much as
-//! its runtime is late. A get that waits reads the clock once or twice, asks the kernel as well, clones no connector and
-//! allocates nothing, unless it dials or keeps its own time.
+//! clock: how old a connection is and since when it has been idle is for the pool's own task to say, which closes it
+//! late by a sixty-fourth of the time that it may be idle at the most, and by as much as its runtime is late.
+//!
+//! A get that waits takes the lock with the call, with its first poll and with each one that follows, and some times
+//! more if it dials. It reads the clock with its first poll; when it is served, unless somebody has read it since it
+//! was given what it gets; and where it is polled while there is nothing for it, unless its time is unlimited. It asks
+//! the kernel as well, clones no connector and allocates nothing, unless it dials or keeps its own time.
+//!
+//! Where somebody came to wait because all places were in use, a clone of the pool that had called for that target last
+//! does not look with its next call, which is likely to wait as well. That takes no lock, and its first poll takes what
+//! is idle by then: with one lock as well, but the clock is read once.
 //!
 //! # With and without
 //!
@@ -220,6 +227,10 @@ fn itself<T>(target: &T) -> Key<'_, T> {
 impl<T, K> PoolLayer<T, K> {
     /// Connections to targets with equal keys are alike, whatever else there is to a target. What a connection is
     /// announced as must be part of the key: see [identity](self#identity).
+    ///
+    /// `key` is called once or twice for a get, by the call, by the first poll or by both, and is to say the same each
+    /// time; where it panics, so does that call or that poll, after which a get can be polled again. Keys are made and
+    /// dropped without a lock, but compared, hashed and cloned with that of the pool: none of this may ask the pool.
     ///
     /// # Errors
     ///

@@ -166,7 +166,8 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         self.counts.idle += 1;
     }
 
-    /// Says since when what has come to be idle has been so, which is now, or a moment before; `false` if there is none.
+    /// Says since when what has come to be idle has been so, which is now, or a moment before; `false` if there is
+    /// none.
     pub(super) fn stamp(&mut self, at: usize, now: Instant) -> bool {
         let mut stamped = false;
         let idle = self

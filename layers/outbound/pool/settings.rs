@@ -102,9 +102,9 @@ impl Pooling {
         self
     }
 
-    /// For a whole get, whatever it meets on its way: the queue, dead connections, a dial. The caller's own
-    /// [`Deadline`](crate::Deadline) comes first if it is earlier; [`Duration::MAX`] leaves it to that one alone.
-    /// Default: 30 s.
+    /// For a get, from its first poll on, whatever it meets on its way: the queue, dead connections, a dial. The
+    /// caller's own [`Deadline`](crate::Deadline) comes first if it is earlier; [`Duration::MAX`] leaves it to that one
+    /// alone. Default: 30 s.
     #[must_use]
     pub fn within(mut self, limit: Duration) -> Self {
         self.within = limit;

@@ -75,8 +75,8 @@ impl<K: Hash + Eq + Clone, C: Member, A, W: Clone> Books<K, C, A, W> {
         warming
     }
 
-    /// Whether one more is to be dialled now. Nobody is deprived of the place: whoever waits and could use it would have
-    /// it already. After trouble it is one at a time, until that one has stayed.
+    /// Whether one more is to be dialled now. Nobody is deprived of the place: whoever waits and could use it would
+    /// have it already. After trouble it is one at a time, until that one has stayed.
     fn lacks_warmth(&mut self, at: usize, now: Instant) -> bool {
         let target = &self.targets[at];
         if target.idle.len() + target.orphans() >= target.warm
