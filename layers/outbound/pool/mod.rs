@@ -55,7 +55,8 @@
 //!
 //! One that waits takes whichever comes first, its own dial or a connection that somebody gives back; the other is
 //! kept for whoever comes next. Those who wait for a target are served in the order of their coming. A dial that
-//! fails is the failure of whoever asked for it, and lets the next one dial.
+//! fails is the failure of whoever asked for it, unless that one was given another connection since, be it a dead one;
+//! and lets the next one dial.
 //!
 //! One deadline covers all of it, however many connections turn out to be dead: [`Pooling::within`], or the
 //! [`Deadline`](crate::Deadline) of the caller's request if that is earlier, which is the one that is current where the
