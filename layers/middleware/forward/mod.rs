@@ -106,10 +106,10 @@
 //! |---|---|
 //! | `copy_bidirectional` | 1 |
 //! | between two sockets | 0.21 |
-//! | the same below every guard | 0.22 |
-//! | through buffers | 0.34 |
-//! | HAProxy | 0.44 |
-//! | HAProxy with `splice-request`, `splice-response` | 0.28 |
+//! | the same below every guard | 0.21 |
+//! | through buffers | 0.31 |
+//! | HAProxy | 0.51 |
+//! | HAProxy with `splice-request`, `splice-response` | 0.26 |
 //!
 //! # Readiness
 //!
