@@ -44,67 +44,14 @@ const TASKS: u32 = 64;
 pub(super) const CONTESTANTS: &[Contestant] = &[
     Contestant {
         name: "stack",
-        alone: |gets| {
-            let stack = stack();
-            alone(async move {
-                for _ in 0..gets {
-                    let conn = pop(&stack);
-                    push(&stack, black_box(conn));
-                }
-            })
-        },
-        shared: |work| {
-            let (stack, places) = (Arc::new(stack()), Arc::new(Semaphore::new(PLACES)));
-            shared(work, move |turns| {
-                let (stack, places) = (Arc::clone(&stack), Arc::clone(&places));
-                async move {
-                    for _ in 0..turns {
-                        let place = places
-                            .acquire()
-                            .await
-                            .expect("never closed");
-                        let conn = pop(&stack);
-                        meanwhile(work.held).await;
-                        push(&stack, black_box(conn));
-                        drop(place);
-                    }
-                }
-            })
-        },
+        alone: |gets| stack_alone(gets, false),
+        shared: |work| stack_shared(work, false),
     },
     // It knows how long it has waited, for which a clock is read.
     Contestant {
         name: "stack_timed",
-        alone: |gets| {
-            let stack = stack();
-            alone(async move {
-                for _ in 0..gets {
-                    black_box(Instant::now());
-                    let conn = pop(&stack);
-                    push(&stack, black_box(conn));
-                }
-            })
-        },
-        shared: |work| {
-            let (stack, places) = (Arc::new(stack()), Arc::new(Semaphore::new(PLACES)));
-            shared(work, move |turns| {
-                let (stack, places) = (Arc::clone(&stack), Arc::clone(&places));
-                async move {
-                    for _ in 0..turns {
-                        let since = black_box(Instant::now());
-                        let place = places
-                            .acquire()
-                            .await
-                            .expect("never closed");
-                        let conn = pop(&stack);
-                        meanwhile(work.held).await;
-                        push(&stack, black_box(conn));
-                        drop(place);
-                        black_box(since);
-                    }
-                }
-            })
-        },
+        alone: |gets| stack_alone(gets, true),
+        shared: |work| stack_shared(work, true),
     },
     // Without a bound of its own, an age or a look at the connection.
     Contestant {
@@ -280,6 +227,37 @@ pub(super) const CONTESTANTS: &[Contestant] = &[
         },
     },
 ];
+
+fn stack_alone(gets: u32, timed: bool) -> Duration {
+    let stack = stack();
+    alone(async move {
+        for _ in 0..gets {
+            black_box(timed.then(Instant::now));
+            let conn = pop(&stack);
+            push(&stack, black_box(conn));
+        }
+    })
+}
+
+fn stack_shared(work: Work, timed: bool) -> Duration {
+    let (stack, places) = (Arc::new(stack()), Arc::new(Semaphore::new(PLACES)));
+    shared(work, move |turns| {
+        let (stack, places) = (Arc::clone(&stack), Arc::clone(&places));
+        async move {
+            for _ in 0..turns {
+                black_box(timed.then(Instant::now));
+                let place = places
+                    .acquire()
+                    .await
+                    .expect("never closed");
+                let conn = pop(&stack);
+                meanwhile(work.held).await;
+                push(&stack, black_box(conn));
+                drop(place);
+            }
+        }
+    })
+}
 
 // === How they are run
 
