@@ -120,8 +120,8 @@ where
         true
     }
 
-    /// The same for one that has waited to be taken, or whose time is up. (It is not handed `start`: what only the
-    /// compiler knows of is kept where a call needs it.)
+    /// The same for one that has waited to be taken, or whose time is up. (`start` is not lent to it: what is lent to a
+    /// call that is not inlined has to be in memory, for all the others too.)
     #[cold]
     fn hasten_waited(&mut self, id: P::Id, left: Duration) -> Hastened {
         let now = now();

@@ -4,8 +4,8 @@
 //!
 //! Either one handler waits alone, or all of those that wait have a [seat](Seats) each. Alone it is polled with the
 //! connection's own waker and costs one allocation; otherwise each has a waker of its own, so that many that wait do
-//! not poll each other. A handler that answers at once never gets this far: it is polled in the spare seat, which is then
-//! the next one's.
+//! not poll each other. A handler that answers at once never gets this far: it is polled in the spare seat, which is
+//! then the next one's.
 
 use std::{
     pin::Pin,
